@@ -1,0 +1,26 @@
+# make demo: install and run the main job on embedded images. make test: install and run every test.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test check clean
+demo: $(INSTALLED)
+	$(BIN)/python -m launch.train
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu"
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu and not browser"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[all,dev]" -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

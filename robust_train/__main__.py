@@ -1,0 +1,1 @@
+"""python -m robust_train RUN.yaml [key=value ...]: a run in this process, without Ray or DeepSpeed."""

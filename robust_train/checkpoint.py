@@ -1,0 +1,186 @@
+"""A checkpoint is a folder, whole or absent: safetensors, text, and a manifest of checksums written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_train.nouns import Place
+from robust_train.read.errors import CheckpointError
+
+Gather = Callable[[Any], list[Any]]
+"""One value a rank to the list of all ranks' values, on every rank; also a barrier."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """When checkpoints are written and which are kept."""
+
+    every: int = 0  # updates between checkpoints; the last update always has one; 0: only that
+    keep: int = 2  # the newest ones that are kept; the best by validation is kept beside them
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(f"every={self.every} must be at least 0 and keep={self.keep} at least 1")
+
+    def due(self, update: int, updates: int) -> bool:
+        """Whether a checkpoint is written after `update`."""
+        return update + 1 == updates or (self.every > 0 and (update + 1) % self.every == 0)
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], place: Place, gather: Gather
+) -> None:
+    """Write a checkpoint: every rank its own tensor files, the leading rank the texts and, last, the manifest.
+
+    Until the manifest is there the folder has another name, so a crash leaves nothing that looks like a checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    making = folder.with_name(folder.name + ".making")
+    if place.leads:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+    gather(None)
+    mine: dict[str, str] = {}
+    for name, values in tensors.items():
+        held = {key: value.detach().to("cpu").contiguous() for key, value in values.items()}
+        save_file(held, making / name)
+        mine[name] = _finish(making / name)
+    if place.leads:
+        for name, text in texts.items():
+            (making / name).write_text(text, encoding="utf-8")
+            mine[name] = _finish(making / name)
+    checksums: dict[str, str] = {}
+    for theirs in gather(mine):
+        checksums |= theirs
+    if place.leads:
+        manifest = {"form": 1, "ranks": place.world, "sha256": dict(sorted(checksums.items()))}
+        (making / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _finish(making / "manifest.json")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(making, folder)
+        _sync(folder.parent)
+    gather(None)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all there and unaltered; CheckpointError where one is not."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        named = manifest["sha256"].items()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has no manifest.json. Name a folder such as runs/NAME/checkpoints/00001000, "
+            "or a run's folder for its newest."
+        ) from None
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/manifest.json was altered or cut short ({error}). Use an older checkpoint.") from None
+    for name, checksum in named:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which its manifest lists. Copy the whole folder, or use an older checkpoint.")
+        if _checksum(path) != checksum:
+            raise CheckpointError(f"{path} is not the file that was saved (its checksum differs). Use an older checkpoint.")
+    return manifest
+
+
+def read(folder: Path, kind: str) -> dict[str, Tensor]:
+    """All tensors of one kind ("weights", "optimiser", "average"), from whichever ranks' files hold them."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(f"{kind}*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def newest(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run's folder; damaged ones are named and passed over only if an older is whole."""
+    damaged: list[CheckpointError] = []
+    for folder in sorted(saved(run_folder), reverse=True):
+        try:
+            verify(folder)
+            return folder
+        except CheckpointError as error:
+            damaged.append(error)
+    if damaged:
+        raise CheckpointError(f"no whole checkpoint in {run_folder}: {damaged[0]} Or delete the folder to begin anew.")
+    return None
+
+
+def saved(run_folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(path for path in (run_folder / "checkpoints").glob("[0-9]*") if path.is_dir() and path.suffix == "")
+
+
+def best(run_folder: Path) -> Path | None:
+    """The checkpoint that did best in validation, if one is kept."""
+    path = run_folder / "checkpoints" / "best.json"
+    if not path.is_file():
+        return None
+    return path.parent / json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+
+
+def prune(run_folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    spared = best(run_folder)
+    for folder in saved(run_folder)[:-keep]:
+        if folder != spared:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that a path means: itself, or of a run's folder its best, else its newest."""
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist. Name a run's folder, or one of its checkpoints.")
+    if (path / "checkpoints").is_dir():
+        found = best(path) or newest(path)
+        if found is None:
+            raise CheckpointError(f"{path} holds no whole checkpoint yet. Let the run reach its first one.")
+        return found
+    return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A file that is whole or as it was."""
+    making = path.with_name(path.name + ".making")
+    making.write_text(text, encoding="utf-8")
+    _finish(making)
+    os.replace(making, path)
+
+
+def _finish(path: Path) -> str:
+    """Bytes on the disk, and their checksum."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return _checksum(path)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def scalars(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state of one parameter, split into tensors and plain numbers."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}

@@ -1,0 +1,82 @@
+"""Clean and attacked accuracy over fixed chunks of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_train.keyed import Key
+from robust_train.losses import correct
+from robust_train.nouns import Attack, Batch
+
+
+@dataclass(frozen=True)
+class Validate:
+    """When and how the run is validated. An average of the weights, where one is kept, is what is judged."""
+
+    every: int = 0  # updates between validations; the last update always has one; 0: only that
+    attack: Attack | None = None  # robust accuracy is under this attack; null: clean accuracy only
+    images: int | None = None  # the first so many validation images; null: all
+    final: Attack | None = None  # a stronger attack on all validation images after the last update; null: `attack`
+    chunk: int = 256  # consecutive images that are judged together
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.chunk < 1:
+            raise ValueError(f"every={self.every} must be at least 0 and chunk={self.chunk} at least 1")
+
+    def due(self, update: int, updates: int) -> bool:
+        """Whether a validation comes after `update`; the last update's is the final evaluation's."""
+        return self.every > 0 and (update + 1) % self.every == 0 and update + 1 < updates
+
+
+def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean and attacked verdicts [B] (1: right), and the adversarial images; a network's own mode is left as found.
+
+    Robust means right on the clean image and on the attacked one. Verdicts are fresh float32 forwards. The key's rows
+    are the samples' identities, so a verdict does not depend on the chunk or device that an image is in.
+    """
+    with judged(network), torch.no_grad():
+        clean = correct(network(batch.images), batch.targets)
+        if attack is None:
+            return clean, clean, batch.images
+        adversarial = attack(network, batch.images, batch.targets, key.rows(batch.sample))
+        return clean, clean * correct(network(adversarial), batch.targets), adversarial
+
+
+def tally(network: Any, batches: Iterable[Batch], attack: Attack | None, key: Key, device, dtype) -> Tensor:
+    """[images, right when clean, right when attacked], summed over the batches (float64, on the device)."""
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in batches:
+        batch = batch.to(device, dtype)
+        clean, robust, _ = verdicts(network, batch, attack, key)
+        sums += torch.stack([clean.new_tensor(float(len(batch))), clean.sum(), robust.sum()]).double()
+    return sums
+
+
+@contextmanager
+def judged(network: Any) -> Iterator[None]:
+    """Eval mode and float32 for a while; modes restored exactly."""
+    if not isinstance(network, torch.nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in network.modules()}
+    precision = getattr(network, "precision", None)
+    norms = getattr(network, "norms", None)
+    before = (norms.use, norms.record) if norms is not None else None
+    network.eval()
+    if precision is not None:
+        network.precision = "fp32"
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        if precision is not None:
+            network.precision = precision
+        if norms is not None:
+            norms.use, norms.record = before

@@ -1,0 +1,118 @@
+"""A job: one process's part of a run, from its folder to its summary. What `robust_train` and `launch` both do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from robust_train import checkpoint
+from robust_train.engines.engine import Engine, RollBack, fit_weights
+from robust_train.nouns import Place
+from robust_train.read.errors import ConfigError
+from robust_train.read.parse import difference
+from robust_train.records import Records
+from robust_train.run import Run
+from robust_train.train import train
+
+FREE = ("name", "records", "cluster", "engine", "checkpoint")
+"""Fields that may change when a run goes on: they never change its numbers."""
+
+
+def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, float]:
+    """Train from wherever the run's folder stands to its end, evaluate, and return the summary."""
+    prepare(run, place)
+    deterministic(run, place)
+    with make(run, place) as engine, Records(run, place) as records:
+        begin(engine, records)
+        while True:
+            try:
+                train(run, engine, records)
+                break
+            except RollBack as fault:
+                roll_back(engine, records, fault)
+        return finish(run, engine, records)
+
+
+def prepare(run: Run, place: Place) -> None:
+    """The run's folder with its run.yaml; a different run in it is refused with the difference. Data made ready."""
+    said = run.path / "run.yaml"
+    if said.exists():
+        there = Run.load(said)
+        same = {name: getattr(run, name) for name in FREE}
+        changed = difference(replace(there, **same), run)
+        if changed:
+            raise ConfigError(
+                f"{run.path} holds another run:\n  " + "\n  ".join(changed) + "\nGive this one another folder "
+                f"(folder=runs/NAME), or delete {run.path} to begin anew."
+            )
+    run.data.prepare()
+    if place.leads:
+        run.path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(said, run.dump())
+
+
+def begin(engine: Engine, records: Records) -> None:
+    """From the folder's newest whole checkpoint, else from `start`, else from the seed."""
+    newest = checkpoint.newest(engine.run.path)
+    if newest is not None:
+        closed = engine.load(newest)
+        records.resume(engine.updates, closed)
+        return
+    records.resume(0)
+    if engine.run.start is not None:
+        start_from(engine, Path(engine.run.start))
+
+
+def start_from(engine: Engine, path: Path) -> None:
+    """Weights from a checkpoint or a safetensors file; a head for other classes begins anew, and is named."""
+    if path.is_dir():
+        folder = checkpoint.find(path)
+        checkpoint.verify(folder)
+        weights = checkpoint.read(folder, "average") or checkpoint.read(folder, "weights")
+        weights = {**checkpoint.read(folder, "weights"), **weights}
+    else:
+        from robust_train.models.weights import read_weights
+
+        weights = read_weights(path)
+    own = engine.module.model.state_dict()
+    head = {n for n in own if n in weights and weights[n].shape != own[n].shape and own[n].shape[:1] == (engine.module.classes,)}
+    fit_weights(engine.module.model, weights, str(path), {name: own[name] for name in head})
+    engine.weights_changed()
+
+
+def roll_back(engine: Engine, records: Records, fault: RollBack) -> None:
+    """Back to the last checkpoint (or the start), to do everything after it again without the faulty update."""
+    left_out = engine.left_out | {fault.update}
+    newest = checkpoint.newest(engine.run.path)
+    if newest is None:
+        raise ConfigError(f"{fault} There is no checkpoint to go back to: set checkpoint.every.") from fault
+    closed = engine.load(newest)
+    records.resume(engine.updates, closed)
+    engine.left_out |= left_out
+
+
+def finish(run: Run, engine: Engine, records: Records) -> dict[str, float]:
+    """The final evaluation and the summary; done once, however often the finished run is started again."""
+    path = run.path / "summary.json"
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if done.get("updates") == run.updates and "accuracy/clean" in done:
+        return done
+    began = time.monotonic()
+    found = engine.evaluate(run.validate.final or run.validate.attack, None if run.validate.final else run.validate.images)
+    summary = {**found, "updates": run.updates, "images": run.updates * run.batch, "evaluation/seconds": time.monotonic() - began}
+    records.add(run.updates, found)
+    records.close_segment(run.updates)
+    records.summary({**summary, **records.totals()})
+    return {**summary, **records.totals()}
+
+
+def deterministic(run: Run, place: Place) -> None:
+    """Bit-equal repetition: PyTorch's deterministic algorithms where the run asks for them on CUDA."""
+    if place.device.startswith("cuda"):
+        torch.use_deterministic_algorithms(run.deterministic, warn_only=False)
+        torch.backends.cudnn.benchmark = not run.deterministic

@@ -1,0 +1,1 @@
+"""One file a kernel: formula, reference, Triton kernel, launcher."""

@@ -1,0 +1,26 @@
+"""Compiling a Triton kernel for a GPU that is not there: whether it will run is known before a cluster is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def compiled(
+    kernel: Any, signature: dict[str, str], constants: dict[str, int], capability: int, fma: bool = True
+) -> dict[str, Any]:
+    """What Triton makes of `kernel` for compute capability 80 (A100), 90 (H100), 100 (B200): "ptx", "cubin" and more.
+
+    signature: {argument: "*fp32", "i32", "constexpr", ...}. fma: may multiply and add be fused. Raises Triton's CompilationError where it does not compile,
+    and ValueError where the kernel was loaded for Triton's interpreter. About half a second.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not isinstance(kernel, triton.JITFunction):
+        raise ValueError(
+            f"{kernel} was loaded for Triton's interpreter and cannot be compiled: unset TRITON_INTERPRET and start again"
+        )
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return dict(triton.compile(source, target=target, options={"enable_fp_fusion": fma}).asm)

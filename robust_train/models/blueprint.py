@@ -1,0 +1,60 @@
+"""Blueprint: how a network is made, as the run says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from robust_train.models.network import Network
+from robust_train.nouns import Model
+from robust_train.read.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model, and what stands around it: normalisation, BatchNorm groups, activation, checkpointing."""
+
+    model: Model  # the model itself: {use: timm, name: resnet18}, {use: small-cnn}, ...
+    mean: tuple[float, ...] | None = None  # subtracted from pixels in [0, 1], a number a channel; null: the model's own, or 0
+    std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the model's own, or 1
+    group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
+    activation: Literal["relu", "gelu", "silu", "softplus"] | None = None  # in place of every ReLU; null: as the model has it
+    checkpointing: bool = False  # recompute each block in the backward: less memory, one forward more an update
+    channels_last: bool = False  # memory layout of images: faster convolutions on most devices
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise ValueError(f"group={self.group} must be at least 1: it counts images that share statistics")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be positive: pixels are divided by it")
+
+    def build(self, classes: int, channels: int, size: int, precision: str, batch: int) -> Network:
+        """The network for images [B, channels, size, size]."""
+        from robust_train.models.activations import replace_relus
+        from robust_train.models.checkpointing import checkpoint_blocks
+
+        model = self.model.build(classes, channels, size)
+        if self.activation is not None:
+            replace_relus(model, self.activation)
+        mean, std = self._normalisation(model, channels)
+        stages = tuple(self.model.stages(model))
+        network = Network(
+            model, classes, mean, std, min(self.group, batch), precision, self.channels_last, stages  # type: ignore[arg-type]
+        )
+        if self.checkpointing:
+            checkpoint_blocks(network.model, network.masks)
+        return network
+
+    def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        own = getattr(model, "pretrained_cfg", None) or {}
+        chosen = []
+        for name, given, neutral in (("mean", self.mean, 0.0), ("std", self.std, 1.0)):
+            values = tuple(given if given is not None else own.get(name, (neutral,) * channels))
+            if len(values) not in (1, channels):
+                if given is not None:
+                    raise ConfigError(f"run.network.{name}: {len(values)} numbers for images of {channels} channels; give {channels}, or 1")
+                values = (sum(values) / len(values),)
+            chosen.append(values)
+        return chosen[0], chosen[1]

@@ -1,0 +1,132 @@
+"""Network: pixels in [0, 1] to logits, with everything inside that an attack must see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robust_train.keyed import Key
+from robust_train.keyed.drops import Masks
+from robust_train.losses import full
+from robust_train.models.batchnorm import GroupedBatchNorm, Norms, group_batchnorms
+from robust_train.models.drops import refuse_unkeyed, replace_drops
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Network(nn.Module):
+    """A timm (or our) model with its normalisation and precision inside.
+
+        network(images) = model((images - mean) / std)        images [B, C, H, W] in [0, 1] -> logits [B, classes]
+
+    BatchNorm works on groups of consecutive images, dropout and stochastic depth on keyed masks:
+
+        with network.drops(key): logits = network(images)
+
+    `train()` means group statistics, `eval()` running ones, as in PyTorch; `using` changes that for a while.
+    The model's parameters and buffers keep timm's names; mean and std are not saved (they stand in the run).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        group: int = 32,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        channels_last: bool = False,
+        stages: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.stages = tuple(stages)  # names of the layers where hidden states may be mixed, first to last
+        self.precision = precision
+        self.channels_last = channels_last
+        self.norms = Norms(group)
+        self.masks = Masks()
+        self.attacking = False  # an attack holds the network: engines hand it the plain module
+        replace_drops(model, self.masks)
+        refuse_unkeyed(model)
+        self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.norms)
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()):
+        """Logits [B, classes], float32 or better. With `taps` also {name: the output of that layer, with its graph}.
+
+        edits: {layer name: function of its output}, put in its place; "" names the input images.
+        """
+        edits = edits or {}
+        seen: dict[str, Tensor] = {}
+        if "" in edits:
+            images = edits[""](images)
+        hooks = [self.model.get_submodule(name).register_forward_hook(_edited(edit)) for name, edit in edits.items() if name]
+        hooks += [self.model.get_submodule(name).register_forward_hook(_tapped(seen, name)) for name in taps]
+        try:
+            normal = (images - self.mean) / self.std
+            if self.channels_last:
+                normal = normal.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                logits = full(self.model(normal))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (logits, seen) if taps else logits
+
+    def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """{name: output of that layer} for layers named as in `model.named_modules()`, with their graph."""
+        return self(images, taps=tuple(names))[1]
+
+    def train(self, mode: bool = True) -> Network:
+        self.norms.use, self.norms.record = ("group", True) if mode else ("running", False)
+        return super().train(mode)
+
+    @contextmanager
+    def drops(self, key: Key | None) -> Iterator[None]:
+        """Dropout and stochastic depth on, with masks that `key` and its rows decide; None: off."""
+        with self.masks.using(key):
+            yield
+
+    @contextmanager
+    def attacked(self, norm: Literal["running", "group"]) -> Iterator[None]:
+        """For an attack: statistics as said, none recorded, forwards through the plain module."""
+        before = self.norms.use, self.norms.record, self.attacking
+        self.norms.use, self.norms.record, self.attacking = norm, False, True
+        try:
+            yield
+        finally:
+            self.norms.use, self.norms.record, self.attacking = before
+
+    def recorded(self) -> Tensor:
+        """What the BatchNorms recorded since the last `move`, as one vector (float64 where the device has it)."""
+        if not self.batchnorms:
+            return self.mean.new_zeros(0, dtype=torch.float64)
+        return torch.cat([norm.recorded for norm in self.batchnorms]).double()
+
+    @torch.no_grad()
+    def move(self, recorded: Tensor | None) -> None:
+        """Move every running statistic by `recorded`, summed over parts and ranks; None forgets what was recorded."""
+        if recorded is not None and self.batchnorms:
+            for norm, piece in zip(
+                self.batchnorms, recorded.split([len(norm.recorded) for norm in self.batchnorms]), strict=True
+            ):
+                norm.move(piece)
+        for norm in self.batchnorms:
+            norm.recorded.zero_()
+
+
+def _edited(edit: Edit):
+    return lambda module, inputs, output: edit(output)
+
+
+def _tapped(seen: dict[str, Tensor], name: str):
+    def keep(module, inputs, output) -> None:
+        seen[name] = output
+
+    return keep

@@ -1,0 +1,214 @@
+"""The nouns every part of the project speaks: batches, losses, schedules, and the roots of the registries.
+
+Nothing of ours is imported here; everything else imports this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PerImage = Callable[[Tensor, Tensor], Tensor]
+"""A loss of each image alone: (logits [B, C], targets [B] or [B, C]) -> [B], in float32 or better."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive images of a global batch.
+
+    images [B, ...]: uint8 until they are on the device, then float in [0, 1].
+    targets [B] int64 labels, or [B, C] float distributions.
+    position [B] int64: the place in the global batch. sample [B] int64: the identity in the data set.
+    extra: what a data set adds, each [B, ...]; else empty.
+    """
+
+    images: Tensor
+    targets: Tensor
+    position: Tensor
+    sample: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        """The same batch with some of its rows."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
+        """The batch on a device: one copy of the bytes, and only there pixels k become k / 255 in `dtype`."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        if moved.images.dtype == torch.uint8:
+            moved = replace(moved, images=moved.images.to(dtype) / 255)
+        return moved
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            change(self.images),
+            change(self.targets),
+            change(self.position),
+            change(self.sample),
+            {name: change(tensor) for name, tensor in self.extra.items()},
+        )
+
+
+State = Mapping[str, Tensor]
+"""Sums kept by the engine over the updates so far, by the names that objectives give in `Loss.counts`."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective makes of one part of a batch.
+
+    total: the scalar the network's parameters descend, a mean over the part's images.
+    metrics: scalars (means over the part), recorded as averages over the global batch; the engine detaches them.
+    counts: scalars or vectors, summed over the global batch and added to `State` after the update.
+    """
+
+    total: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Noun:
+    """A thing that a run names by `use:`. Subclasses are frozen dataclasses, registered in their folder."""
+
+    use: str = ""  # the registered name; set by the registry
+
+
+class Schedule(Noun, ABC):
+    """A number that changes over a run and stands wherever a number stands."""
+
+    @abstractmethod
+    def __call__(self, update: int, updates: int) -> float:
+        """The number at `update` (from 0) of a run of `updates`."""
+
+
+def at(value: Any, update: int, updates: int) -> Any:
+    """`value` with each schedule in it, however deep, replaced by its number at `update` of `updates`."""
+    if isinstance(value, Schedule):
+        return value(update, updates)
+    if is_dataclass(value) and not isinstance(value, type):
+        now = {f.name: at(getattr(value, f.name), update, updates) for f in fields(value) if f.init}
+        changed = {name: new for name, new in now.items() if new is not getattr(value, name)}
+        return replace(value, **changed) if changed else value
+    if isinstance(value, (tuple, list)):
+        now = [at(entry, update, updates) for entry in value]
+        return value if all(new is old for new, old in zip(now, value, strict=True)) else type(value)(now)
+    return value
+
+
+class Threat(Noun, ABC):
+    """A set of allowed perturbations with coordinates `z`, and how to move in it.
+
+    `z` is a tensor [B, ...] or a tuple of such (one per level); `images` [B, ...] in [0, 1].
+    Nothing here needs a graph. Every image is treated alone: a row never depends on another row.
+    """
+
+    @abstractmethod
+    def start(self, images: Tensor, key: Any) -> Any:
+        """A random point of the set, from the key's rows; inside ball and box."""
+
+    @abstractmethod
+    def zero(self, images: Tensor) -> Any:
+        """The point that changes nothing."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, z: Any) -> Tensor:
+        """Adversarial images in [0, 1]."""
+
+    @abstractmethod
+    def step(self, images: Tensor, z: Any, gradient: Tensor, size: float) -> Any:
+        """One projected step of `size`, in the threat's unit, that raises a loss whose image gradient is given."""
+
+    @abstractmethod
+    def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """[B]: how far each image was moved, in the unit of `eps`; for checks and reports."""
+
+    def weight(self, z: Any, keep: Tensor, other: Any) -> Any:
+        """Rows of `z` where keep [B] is true, else rows of `other` (best iterate, restarts)."""
+        if isinstance(z, tuple):
+            return tuple(self.weight(a, keep, b) for a, b in zip(z, other, strict=True))
+        return torch.where(keep.view(-1, *[1] * (z.dim() - 1)), z, other)
+
+
+class Attack(Noun, ABC):
+    """A search in a threat model for what fools a network. Network parameters, modes and gradients stay untouched."""
+
+    threat: Threat
+
+    @abstractmethod
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images in [0, 1], inside the threat model, without a graph. loss: what it raises (cross-entropy)."""
+
+    @abstractmethod
+    def cost(self) -> float:
+        """What a call costs, in forward passes of the images."""
+
+    @property
+    def label(self) -> str:
+        """The name that stands beside its figures: "pgd20"."""
+        return f"{self.use.replace('-', '')}{getattr(self, 'steps', '')}"
+
+
+class Objective(Noun, ABC):
+    """What one update minimises. Frozen: what it must remember is in `state`, which is the engine's."""
+
+    @abstractmethod
+    def __call__(self, network: Any, batch: Batch, key: Any, state: State) -> Loss:
+        """The loss of one part of a batch."""
+
+    @abstractmethod
+    def cost(self) -> float:
+        """What an update costs, in forward passes of the batch: 2K+3 for a K-step attack and one backward."""
+
+    def groups(self) -> int:
+        """Consecutive positions that a part may not cut (mixing); 1 where images do not meet."""
+        return 1
+
+
+class Model(Noun):
+    """Builds a torch module from images to logits."""
+
+
+class NetworkPart(Noun):
+    """Builds a module that stands inside or before a model: a front end, an activation, a stem."""
+
+
+class Dataset(Noun):
+    """Where labelled images come from, and what is peculiar to them."""
+
+
+class Augmentation(Noun):
+    """What is done to each training image alone, before it meets others."""
+
+
+class Mixing(Noun):
+    """What is done to a group of training images and their targets together."""
+
+
+class Evaluator(Noun):
+    """A network and data to a report, the same on any devices, resumable by sample."""
+
+
+class Transform(Noun):
+    """A trained network to another that answers like it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the job."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the job's records."""
+        return self.rank == 0

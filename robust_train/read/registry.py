@@ -1,0 +1,167 @@
+"""Registries: `use:` names to classes, one registry for each noun.
+
+    @attacks.register("pgd")
+    @dataclass(frozen=True)
+    class PGD(Attack): ...
+
+From then on a field of type `Attack` reads `{use: pgd, steps: 10, ...}`, or `pgd` alone where nothing else need be
+said. A noun's folder imports its modules by name; nothing is scanned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+from robust_train.nouns import (
+    Attack,
+    Augmentation,
+    Dataset,
+    Evaluator,
+    Mixing,
+    Model,
+    NetworkPart,
+    Noun,
+    Objective,
+    Schedule,
+    Threat,
+    Transform,
+)
+from robust_train.read.errors import ConfigError, nearest
+from robust_train.read.strict import NODE, mistake, validator
+
+Root = TypeVar("Root", bound=Noun)
+Registered = TypeVar("Registered", bound=type)
+
+Number = float | Schedule
+"""A number of a run that may change over it: `0.03`, `8/255`, or a schedule, `{use: ramp, ...}`."""
+
+
+class Registry(Mapping[str, type[Root]], Generic[Root]):
+    """The classes of one noun by their `use:` names, in the order of registration."""
+
+    def __init__(self, root: type) -> None:
+        self.root = root
+        self._known: dict[str, type[Root]] = {}
+        root.registry = self  # type: ignore[attr-defined]  # its subclasses find it there
+        root.__get_pydantic_core_schema__ = classmethod(_schema)  # type: ignore[attr-defined]
+
+    @property
+    def noun(self) -> str:
+        """What one of them is called: "attack", "network part"."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.root.__name__).lower()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The `use:` names, sorted."""
+        return tuple(sorted(self._known))
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """A decorator, above `@dataclass(frozen=True)`. Raises ValueError for a name that is taken."""
+
+        def add(cls: Registered) -> Registered:
+            if name in self._known:
+                raise ValueError(f"{self.noun} {name!r} is {self._known[name].__qualname__} already; take another name")
+            if not issubclass(cls, self.root):
+                raise ValueError(
+                    f"{cls.__qualname__} is registered as {self.noun}: derive it from {self.root.__name__}"
+                )
+            if not (is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+                raise ValueError(f"{cls.__qualname__} must be a frozen dataclass, decorated before it is registered")
+            cls.use = name  # type: ignore[attr-defined]
+            cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
+            self._known[name] = cast(type[Root], cls)
+            return cls
+
+        return add
+
+    def __getitem__(self, name: str) -> type[Root]:
+        """The class called `name`. Raises ConfigError, with the nearest name, where there is none."""
+        if name not in self:
+            raise ConfigError(self.refusal(name))
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The class called `name`, or `default`."""
+        return self._known.get(name, default)
+
+    def refusal(self, name: object, among: type = object) -> str:
+        """What to say of a name that is not registered, or whose class is not `among` those wanted."""
+        names = [known for known in self.names if issubclass(self._known[known], among)]
+        return f"{name!r} is no {self.noun}{nearest(name, names)} (known: {', '.join(names) or 'none'})"
+
+
+def _schema(cls: type[Noun], source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    """How pydantic reads a noun. Names are looked up when a tree is read, so the registry may grow, and recurse."""
+    registry: Registry[Any] = cls.registry  # type: ignore[attr-defined]
+    if is_dataclass(cls):  # a field that asks for this very class: `use:` may be left out
+
+        def read_this(tree: Any, read: core_schema.ValidatorFunctionWrapHandler) -> Any:
+            if isinstance(tree, Mapping) and "use" in tree:
+                return _read(registry, cls, tree)
+            return read(tree)
+
+        return core_schema.no_info_wrap_validator_function(read_this, handler(source), metadata={NODE: True})
+
+    return core_schema.no_info_plain_validator_function(lambda tree: _read(registry, cls, tree), metadata={NODE: True})
+
+
+def _read(registry: Registry[Any], wanted: type[Noun], tree: Any) -> Any:
+    """An instance of `wanted` from an instance, a name, or a mapping with `use:` and the fields."""
+    if isinstance(tree, wanted):
+        return tree
+    if isinstance(tree, str):
+        tree = {"use": tree}
+    if not isinstance(tree, Mapping):
+        raise mistake(f"expected {registry.noun} {{use: name, ...}}, got {tree!r} ({type(tree).__name__})", tree)
+    fields = dict(tree)
+    if "use" not in fields:
+        known = [name for name in registry.names if issubclass(registry[name], wanted)]
+        raise mistake(f"missing; name the {registry.noun} (known: {', '.join(known) or 'none'})", tree, "use")
+    name = fields.pop("use")
+    found = registry.get(name) if isinstance(name, str) else None
+    if found is None or not issubclass(found, wanted):
+        raise mistake(registry.refusal(name, wanted), name, "use")
+    return validator(found).validate_python(fields)
+
+
+threats: Registry[Threat] = Registry(Threat)
+attacks: Registry[Attack] = Registry(Attack)
+objectives: Registry[Objective] = Registry(Objective)
+models: Registry[Model] = Registry(Model)
+parts: Registry[NetworkPart] = Registry(NetworkPart)
+datasets: Registry[Dataset] = Registry(Dataset)
+augmentations: Registry[Augmentation] = Registry(Augmentation)
+mixings: Registry[Mixing] = Registry(Mixing)
+schedules: Registry[Schedule] = Registry(Schedule)
+evaluators: Registry[Evaluator] = Registry(Evaluator)
+transforms: Registry[Transform] = Registry(Transform)
+
+registries: dict[str, Registry[Any]] = {
+    "threats": threats,
+    "attacks": attacks,
+    "objectives": objectives,
+    "models": models,
+    "parts": parts,
+    "datasets": datasets,
+    "augmentations": augmentations,
+    "mixings": mixings,
+    "schedules": schedules,
+    "evaluators": evaluators,
+    "transforms": transforms,
+}
+"""Every registry by the name that `--list` takes."""

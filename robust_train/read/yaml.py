@@ -1,0 +1,185 @@
+"""YAML as a run is written in it: the 1.2 core schema, fractions, and no guessing.
+
+1e-3  .5  4/255  0.5/255  -1/3    floats; a fraction of two plain numbers is the float nearest to it
+no  on  yes  off  2024-01-01      text (YAML 1.1 would make booleans and a date of them)
+010  1_000                        refused: readers disagree on what they are
+{eps: 1, eps: 2}                  refused, with both lines
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable
+from fractions import Fraction
+from typing import Any
+
+import yaml
+
+from robust_train.read.errors import ConfigError
+
+DECIMAL = r"(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)"
+INT = r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+"
+FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+FRACTION = rf"[-+]?{DECIMAL}/{DECIMAL}"
+AMBIGUOUS = r"[-+]?0[0-9]+|[-+]?[0-9][0-9.]*_[0-9_.]*(?:[eE][-+]?[0-9]+)?"
+
+SCALARS = (  # the first that fits
+    ("!ambiguous", AMBIGUOUS, "-+0123456789"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", INT, "-+0123456789"),
+    ("tag:yaml.org,2002:float", rf"{FLOAT}|{FRACTION}", "-+.0123456789"),
+)
+
+
+def read(text: str, source: str = "text") -> Any:
+    """The tree written in `text`: dicts, lists, str, int, float, bool and None.
+
+    Raises ConfigError with `source:line:column` and the line.
+    """
+    try:
+        loader = Reader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = ": ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{source}{_place(mark)}: {what}{_line(text, mark)}") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{source}: {error.reason} (character {error.position}); take it out") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply; does an alias hold itself?") from None
+
+
+def write(tree: Any) -> str:
+    """`tree` as YAML that `read` gives back exactly; keys in their order, innermost mappings and lists on one line."""
+    return yaml.dump(tree, Dumper=Writer, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def brief(tree: Any) -> str:
+    """`tree` on one line."""
+    text = yaml.dump(
+        [tree], Dumper=Writer, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return text.strip()[1:-1]
+
+
+def write_float(value: float) -> str:
+    """A float in the shortest of its exact forms: `4/255` and `0.5/255` for grey levels, else as Python has it."""
+    if not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    plain = repr(value)
+    level = round(value * 510) / 2
+    grey = f"{level:g}/255"
+    exact = abs(value) <= 1 and level and float(Fraction(f"{level:g}") / 255) == value
+    return grey if exact and len(grey) < len(plain) else plain
+
+
+class Reader(yaml.SafeLoader):
+    """Plain data only, by the scalars above."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """A dict; each key once."""
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep)
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise _error("a key must be a scalar", key_node)
+            if key in seen:
+                raise _error(f"{key!r} stands twice, on line {seen[key]} and on line {line}; keep one", key_node)
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """`<<` is a key like any other, as in YAML 1.2; `base:` does the merging here."""
+
+    def read_float(self, node: Any) -> float:
+        """A float, also of a fraction, rounded once."""
+        text = self.construct_scalar(node)
+        if re.fullmatch(FRACTION, text):
+            above, below = text.split("/")
+            if not Fraction(_digits(below)):
+                raise _error(f"{text} divides by zero", node)
+            return float(Fraction(_digits(above)) / Fraction(_digits(below)))
+        if not re.fullmatch(FLOAT, text):
+            raise _error(f"{text!r} is no number", node)
+        if text[-1] in "fFnN":
+            return float(text.replace(".", ""))
+        value = float(text)
+        if math.isinf(value):
+            raise _error(f"{text} is too large for a float; write .inf if that is meant", node)
+        return value
+
+    def read_int(self, node: Any) -> int:
+        """An int: decimal, 0o17 or 0xff."""
+        text = self.construct_scalar(node)
+        if re.fullmatch(AMBIGUOUS, text):
+            self.refuse(node)
+        if not re.fullmatch(INT, text):
+            raise _error(f"{text!r} is no whole number", node)
+        return int(text, 0)
+
+    def refuse(self, node: Any) -> Any:
+        """What readers of YAML disagree on."""
+        text = node.value
+        plain = re.sub(r"^([-+]?)0+(?=[0-9])", r"\1", text.replace("_", ""))
+        why = "a number with _" if "_" in text else "a number that starts with 0"
+        raise _error(f"{text}: {why} means different things to different readers: write {plain}, or quote it", node)
+
+
+class Writer(yaml.SafeDumper):
+    """What Reader reads: the same scalars decide what must be quoted."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Values are written out wherever they stand."""
+        return True
+
+    def represent_text(self, data: str) -> Any:
+        """Text; in double quotes, with escapes, where a character is not plainly visible."""
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    def represent_real(self, data: float) -> Any:
+        """A float, exactly."""
+        return self.represent_scalar("tag:yaml.org,2002:float", write_float(data))
+
+
+for tag, pattern, first in SCALARS:
+    for side in (Reader, Writer):
+        side.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})\Z"), list(first))
+Reader.add_constructor("tag:yaml.org,2002:float", Reader.read_float)
+Reader.add_constructor("tag:yaml.org,2002:int", Reader.read_int)
+Reader.add_constructor("!ambiguous", Reader.refuse)
+Writer.add_representer(str, Writer.represent_text)
+Writer.add_representer(float, Writer.represent_real)
+Writer.add_representer(tuple, Writer.represent_list)
+
+
+def _digits(text: str) -> str:
+    """`4.` as Fraction wants it: it refuses a point without digits after it."""
+    return f"{text}0" if text.endswith(".") else text
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _line(text: str, mark: yaml.Mark | None) -> str:
+    """The line that a mark points into, and a caret below the place."""
+    lines = text.splitlines()
+    if mark is None or mark.line >= len(lines):
+        return ""
+    return f"\n    {lines[mark.line]}\n    {' ' * mark.column}^"

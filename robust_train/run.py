@@ -1,0 +1,114 @@
+"""Run: a whole run as a value. Everything that decides a result stands in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+# registries are filled by importing their folders
+import robust_train.attacks
+import robust_train.data
+import robust_train.engines
+import robust_train.models
+import robust_train.objectives
+import robust_train.threats  # noqa: F401
+from robust_train.checkpoint import Keep
+from robust_train.engines.average import Average
+from robust_train.engines.engine import Execution, Guard
+from robust_train.engines.optim import Optimiser
+from robust_train.evaluate.accuracy import Validate
+from robust_train.keyed import Key
+from robust_train.models.blueprint import Blueprint
+from robust_train.models.network import Network
+from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
+from robust_train.read import overrides
+from robust_train.read.parse import dump, load_tree, parse
+from robust_train.records import Tracking
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a run goes when Ray starts it: one process a device. None of it changes the numbers."""
+
+    devices: int = 1  # processes, one a device (GPU, or a group of CPU cores)
+    gpu: bool = False  # whether each process has a GPU of its own
+    cpus: float = 1.0  # CPU cores reserved for each process
+    address: str | None = None  # the cluster to join, such as auto or 10.0.0.1:6379; null: the one this runs inside, else a local one
+    restarts: int = 3  # times Ray starts the processes again after a fault
+    rate: float | None = None  # cost or energy of one device-hour, for the forecast; null: none is given
+    unit: str = "kWh"  # the unit of `rate`
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: data, network, objective and how long. `python -m launch.train RUN.yaml` does it."""
+
+    data: Dataset  # where images come from, and how they are augmented
+    network: Blueprint  # what is trained
+    objective: Objective  # what each update minimises
+    updates: int  # optimiser steps of the whole run
+    batch: int  # images an update, over all devices: the contract; parts and accumulation follow from it
+    name: str = "run"  # what the run is called in W&B and tables
+    folder: str = "runs/run"  # where everything it writes goes
+    seed: int = 0  # decides every random number
+    start: str | None = None  # a checkpoint, or a weights file, to begin from; another head is allowed
+    mixing: Mixing | None = None  # mixup or cutmix of each batch before the objective; null: none
+    optimiser: Optimiser = field(default_factory=Optimiser)  # how gradients become steps
+    average: Average | None = None  # an exponential average of the weights; null: none
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast inside the network; weights and losses stay float32
+    engine: Execution = field(default_factory=Execution)  # how updates are computed; never changes the numbers
+    compile: bool = False  # torch.compile of the network: slower to start, faster on GPUs
+    deterministic: bool = True  # bit-equal repetition on CUDA too, at some cost of speed
+    on_nonfinite: Guard = field(default_factory=Guard)  # what a loss that is not finite leads to
+    validate: Validate = field(default_factory=Validate)  # accuracy on the validation images
+    checkpoint: Keep = field(default_factory=Keep)  # when checkpoints are written, which are kept
+    records: Tracking = field(default_factory=Tracking)  # progress, W&B, pictures
+    cluster: Cluster = field(default_factory=Cluster)  # how many devices when Ray starts it
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @classmethod
+    def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:
+        """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError."""
+        tree, name = load_tree(source)
+        return parse(cls, overrides.apply(tree, changes or []), "run", name)
+
+    def dump(self) -> str:
+        """The whole run as YAML: `Run.load(run.dump()) == run`."""
+        return dump(self)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder)
+
+    def build(self, device: torch.device) -> Network:
+        """The network, initialised from the seed alone, on the device."""
+        with torch.random.fork_rng():
+            torch.manual_seed(Key(self.seed).of("weights").seed % 2**63)
+            network = self.network.build(self.data.classes, self.data.channels, self.data.size, self.precision, self.batch)
+        return network.to(device)
+
+    def batches(self, place: Place, start: int) -> Iterator[Batch]:
+        """This rank's share of each global batch from update `start` on, uint8."""
+        return self.data.batches(place, self.batch, self.seed, start)
+
+    def mix(self, part: Batch, key: Key) -> Batch:
+        """The part with its images mixed, where the run says so."""
+        return part if self.mixing is None else self.mixing(part, key.of("mixing"), self.data.classes)
+
+    def unit(self) -> int:
+        """Consecutive positions that no part may cut: whole BatchNorm groups and whole mixing groups."""
+        mixing = 1 if self.mixing is None else self.mixing.group
+        return math.lcm(min(self.network.group, self.batch), self.objective.groups(), mixing)

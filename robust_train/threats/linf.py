@@ -1,0 +1,48 @@
+"""The L-infinity threat model: every pixel may move by eps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robust_train.kernels.linf_step import linf_step
+from robust_train.keyed import Key, uniform
+from robust_train.nouns import Threat
+from robust_train.read.registry import Number, threats
+
+
+@threats.register("linf")
+@dataclass(frozen=True)
+class Linf(Threat):
+    """Perturbations with max |z| <= eps, image in [0, 1].
+
+        start: z ~ U(-eps, eps), clipped to the box;  step: z' = clip(x + clip(z + size sign(g), -eps, eps), 0, 1) - x
+
+    Madry et al. 2018 (arXiv 1706.06083). `z` is the perturbation itself, [B, ...].
+    """
+
+    eps: Number  # radius, pixels in [0, 1]: 8/255 is eight grey levels
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, (int, float)) and not 0 <= self.eps <= 1:
+            raise ValueError(
+                f"eps={self.eps:g} is not in [0, 1]: pixels live in [0, 1], so {self.eps:g} grey levels are "
+                f"eps={self.eps:g}/255, not {self.eps:g}"
+            )
+
+    def start(self, images: Tensor, key: Key) -> Tensor:
+        z = (2 * uniform(key, images.shape, images.device, images.dtype) - 1) * self.eps
+        return (images + z).clamp(0, 1) - images
+
+    def zero(self, images: Tensor) -> Tensor:
+        return images.new_zeros(images.shape)
+
+    def apply(self, images: Tensor, z: Tensor) -> Tensor:
+        return (images + z).clamp(0, 1)
+
+    def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
+        return linf_step(images, z, gradient, size, self.eps)
+
+    def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        return (adversarial - images).flatten(1).abs().amax(1)

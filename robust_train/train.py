@@ -1,0 +1,36 @@
+"""Train a network to hold under attack. This page is the whole of training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robust_train.engines.engine import Engine
+from robust_train.keyed import Key
+from robust_train.nouns import at
+
+if TYPE_CHECKING:
+    from robust_train.records import Records
+    from robust_train.run import Run
+
+
+def train(run: Run, engine: Engine, records: Records) -> None:
+    """Do the updates that `run` still owes `engine`.
+
+    The same page serves one process and 1,024 ranks; what differs is inside `engine`.
+    A killed run calls it again and goes on from the last whole checkpoint.
+    """
+    batches = run.batches(engine.place, start=engine.updates)  # data, global batch and seed are all the run's
+
+    for update, batch in zip(range(engine.updates, run.updates), batches, strict=False):  # range first: no batch is drawn in vain
+        key = Key(run.seed).at(update)
+        objective = at(run.objective, update, run.updates)  # schedules in it become numbers
+        for part in engine.parts(batch):  # one, or as many as the device's memory asks for
+            part = run.mix(part, key.rows(part.position))
+            loss = objective(engine.network, part, key.rows(part.position), engine.state)
+            engine.backward(loss)
+        records.add(update, engine.step())
+
+        if run.validate.due(update, run.updates):
+            records.add(update, engine.validate())
+        if run.checkpoint.due(update, run.updates) or engine.improved:
+            engine.save(records)
