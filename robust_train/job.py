@@ -7,15 +7,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robust_train import checkpoint
+from robust_train.check import check
 from robust_train.engines.engine import Engine, RollBack, fit_weights
-from robust_train.nouns import Place
+from robust_train.evaluate.accuracy import judged
+from robust_train.forecast import forecast
+from robust_train.keyed import Key
+from robust_train.nouns import Attack, Place
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import difference
 from robust_train.records import Records
+from robust_train.records.pictures import attack_picture
 from robust_train.run import Run
 from robust_train.train import train
 
@@ -23,19 +29,34 @@ FREE = ("name", "records", "cluster", "engine", "checkpoint")
 """Fields that may change when a run goes on: they never change its numbers."""
 
 
-def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, float]:
-    """Train from wherever the run's folder stands to its end, evaluate, and return the summary."""
+def do(run: Run, make: Callable[[Run, Place], Engine], place: Place, check_only: bool = False) -> dict[str, Any]:
+    """Train from wherever the run's folder stands to its end, evaluate, and return the summary.
+
+    Everything that can be found wrong beforehand is found before the first update. `check_only`: stop there.
+    """
     prepare(run, place)
+    done = finished(run)
+    if done and not check_only:
+        return done
     deterministic(run, place)
+    check(run, place)
     with make(run, place) as engine, Records(run, place) as records:
         begin(engine, records)
-        while True:
+        records.expect(forecast(run, engine))
+        while not check_only:
             try:
                 train(run, engine, records)
-                break
+                return finish(run, engine, records)
             except RollBack as fault:
                 roll_back(engine, records, fault)
-        return finish(run, engine, records)
+    return {}
+
+
+def finished(run: Run) -> dict[str, Any]:
+    """The summary of a run that is done; else nothing."""
+    path = run.path / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return summary if summary.get("updates") == run.updates else {}
 
 
 def prepare(run: Run, place: Place) -> None:
@@ -96,19 +117,30 @@ def roll_back(engine: Engine, records: Records, fault: RollBack) -> None:
     engine.left_out |= left_out
 
 
-def finish(run: Run, engine: Engine, records: Records) -> dict[str, float]:
-    """The final evaluation and the summary; done once, however often the finished run is started again."""
-    path = run.path / "summary.json"
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if done.get("updates") == run.updates and "accuracy/clean" in done:
-        return done
+def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
+    """The final evaluation, a picture, and the summary; `finished` knows a run by it."""
+    settings = run.validate
+    attack = settings.final or settings.attack
     began = time.monotonic()
-    found = engine.evaluate(run.validate.final or run.validate.attack, None if run.validate.final else run.validate.images)
-    summary = {**found, "updates": run.updates, "images": run.updates * run.batch, "evaluation/seconds": time.monotonic() - began}
+    found = engine.evaluate(attack, None if settings.final else settings.images)
     records.add(run.updates, found)
+    shown = getattr(run.objective, "attack", None) or attack
+    if shown is not None:
+        records.picture(run.updates, "attack", picture(run, engine, shown))
+    summary = {**found, "updates": run.updates, "evaluation/seconds": time.monotonic() - began, **records.totals()}
     records.close_segment(run.updates)
-    records.summary({**summary, **records.totals()})
-    return {**summary, **records.totals()}
+    records.summary(summary)
+    return summary
+
+
+def picture(run: Run, engine: Engine, attack: Attack, count: int = 8) -> bytes:
+    """A PNG of the first validation images, clean, attacked, and their difference, with what the network says."""
+    batch = next(run.data.validation_batches(Place(), count, count)).to(engine.device, engine.dtype)
+    with engine.using_average(), judged(engine.module), torch.no_grad():
+        key = Key(run.seed).of("picture").rows(batch.sample)
+        adversarial = attack(engine.module, batch.images, batch.targets, key)
+        logits = engine.module(batch.images), engine.module(adversarial)
+    return attack_picture(batch.images, adversarial, batch.targets, *logits, run.data.names())
 
 
 def deterministic(run: Run, place: Place) -> None:

@@ -81,8 +81,9 @@ class Run:
     @classmethod
     def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:
         """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError."""
-        tree, name = load_tree(source)
-        return parse(cls, overrides.apply(tree, changes or []), "run", name)
+        text = isinstance(source, str) and "\n" in source
+        tree = load_tree(source if text else Path(source))
+        return parse(cls, overrides.apply(tree, changes or []), "run", None if text else str(source))
 
     def dump(self) -> str:
         """The whole run as YAML: `Run.load(run.dump()) == run`."""

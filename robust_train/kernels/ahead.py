@@ -10,8 +10,9 @@ def compiled(
 ) -> dict[str, Any]:
     """What Triton makes of `kernel` for compute capability 80 (A100), 90 (H100), 100 (B200): "ptx", "cubin" and more.
 
-    signature: {argument: "*fp32", "i32", "constexpr", ...}. fma: may multiply and add be fused. Raises Triton's CompilationError where it does not compile,
-    and ValueError where the kernel was loaded for Triton's interpreter. About half a second.
+    signature: {argument: "*fp32", "i32", "constexpr", ...}. fma: whether a multiply and an add may become one rounding.
+    Raises Triton's CompilationError where the kernel does not compile, and ValueError where it was loaded for Triton's
+    interpreter. About half a second.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -19,7 +20,8 @@ def compiled(
 
     if not isinstance(kernel, triton.JITFunction):
         raise ValueError(
-            f"{kernel} was loaded for Triton's interpreter and cannot be compiled: unset TRITON_INTERPRET and start again"
+            f"{kernel} was loaded for Triton's interpreter and cannot be compiled: "
+            "unset TRITON_INTERPRET and start again"
         )
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", capability, 32)

@@ -67,7 +67,7 @@ def partners(key: Key, group: int, size: int, device: torch.device | str = "cpu"
 
 
 def beta(key: Key, shape: Sequence[int], alpha: float, device: torch.device | str = "cpu") -> Tensor:
-    """Beta(alpha, alpha), float64 [B, ...]: its quantile function (SciPy's, at 4,097 nodes, linear between) at U[0, 1)."""
+    """Beta(alpha, alpha), float64 [B, ...]: its quantile function (SciPy's at 4,097 nodes, else linear) at U[0, 1)."""
     nodes = _beta_quantiles(float(alpha)).to(device)
     place = uniform(key, shape, device, torch.float64) * (len(nodes) - 1)
     below = place.long()

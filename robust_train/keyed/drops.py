@@ -53,7 +53,9 @@ class Masks:
         an image goes on where window i - 1 ended, so that its words too depend on the image's row alone.
         """
         if self.key is None:
-            raise ValueError("dropout needs a key: call the network inside `with network.drops(key)` (None drops nothing)")
+            raise ValueError(
+                "dropout needs a key: call the network inside `with network.drops(key)` (None drops nothing)"
+            )
         row = torch.arange(rows, device=device) if self.row is None else self.row.to(device)
         if len(row) == 0 or rows % len(row):
             raise ValueError(
@@ -89,8 +91,9 @@ class KeyedDrop(nn.Module):
 
 
 class KeyedDropout(KeyedDrop):
-    """y = x m / (1 - p), m ~ Bernoulli(1 - p) for each element of [B, ...]; `channels`: for each channel of [B, C, ...].
+    """y = x m / (1 - p) with m ~ Bernoulli(1 - p) for each element of [B, ...].
 
+    channels: for each channel of [B, C, ...], as nn.Dropout2d does.
     A module called twice in one forward draws the same words twice.
     """
 

@@ -32,11 +32,10 @@ class Blueprint:
 
     def build(self, classes: int, channels: int, size: int, precision: str, batch: int) -> Network:
         """The network for images [B, channels, size, size]."""
-        from robust_train.models.activations import replace_relus
-        from robust_train.models.checkpointing import checkpoint_blocks
-
         model = self.model.build(classes, channels, size)
         if self.activation is not None:
+            from robust_train.models.activations import replace_relus
+
             replace_relus(model, self.activation)
         mean, std = self._normalisation(model, channels)
         stages = tuple(self.model.stages(model))
@@ -44,6 +43,8 @@ class Blueprint:
             model, classes, mean, std, min(self.group, batch), precision, self.channels_last, stages  # type: ignore[arg-type]
         )
         if self.checkpointing:
+            from robust_train.models.checkpointing import checkpoint_blocks
+
             checkpoint_blocks(network.model, network.masks)
         return network
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import MethodType
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robust_train.read.errors import ConfigError
 
-CONTAINERS = ("blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4")
+CONTAINERS = ("blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4", "dense_stages")
 
 
 def checkpoint_blocks(model: nn.Module, *modes: Any) -> list[str]:
@@ -31,9 +31,7 @@ def checkpoint_blocks(model: nn.Module, *modes: Any) -> list[str]:
             f"{', '.join(CONTAINERS)}. Train it without checkpointed blocks."
         )
     for block in blocks.values():
-        block.recomputed_under = modes  # type: ignore[assignment]
-        # a bound method, not a closure: a copied network's blocks are then bound to the copies
-        block.forward = MethodType(_forward, block)  # type: ignore[method-assign]
+        _wrap(block, modes)
     return list(blocks)
 
 
@@ -46,8 +44,16 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
                 yield from inner or [(path, child)]
 
 
+def _wrap(block: Any, modes: tuple[Any, ...]) -> None:
+    # bound methods, not closures: a copied network's blocks are then bound to the copies
+    if "plain_forward" not in vars(block):
+        block.plain_forward = block.forward
+        block.forward = MethodType(_forward, block)
+    block.recomputed_under = modes
+
+
 def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
-    plain = MethodType(type(block).forward, block)
+    plain = block.plain_forward
     if not torch.is_grad_enabled():
         return plain(*args, **kwargs)
     if torch.compiler.is_compiling():  # a graph holds key and rows as inputs: it recomputes with the same
@@ -60,24 +66,34 @@ def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _contexts(block: Any) -> tuple[Any, Any]:
     """The contexts of a block's forward and of its recomputation; called at the forward."""
+    return nullcontext(), _As(block)
+
+
+class _As:
+    """Sets what decides a block's forward to what it is at construction; afterwards what it was comes back.
+
+    Entered once for each backward through the block: as often as the graph is retained.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.then = _settings(block)
+        self.now = self.then
+
+    def __enter__(self) -> None:
+        self.now = _settings(self.block)
+        _set(self.then)
+
+    def __exit__(self, *error: object) -> None:
+        _set(self.now)
+
+
+def _settings(block: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The fields of the block's modes, and whether each of its modules trains."""
     fields = [(mode, dict(vars(mode))) for mode in block.recomputed_under]
-    training = [(module, module.training) for module in block.modules()]
-    return nullcontext(), _restored(fields, training)
+    return fields + [(module, {"training": module.training}) for module in block.modules()]
 
 
-@contextmanager
-def _restored(fields: list[tuple[Any, dict[str, Any]]], training: list[tuple[nn.Module, bool]]) -> Iterator[None]:
-    fields_now = [(mode, dict(vars(mode))) for mode, _ in fields]
-    training_now = [(module, module.training) for module, _ in training]
-    _set(fields, training)
-    try:
-        yield
-    finally:
-        _set(fields_now, training_now)
-
-
-def _set(fields: list[tuple[Any, dict[str, Any]]], training: list[tuple[nn.Module, bool]]) -> None:
-    for mode, values in fields:
-        vars(mode).update(values)
-    for module, value in training:
-        module.training = value
+def _set(settings: list[tuple[Any, dict[str, Any]]]) -> None:
+    for owner, values in settings:
+        vars(owner).update(values)

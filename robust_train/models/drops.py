@@ -14,11 +14,13 @@ from robust_train.read.errors import ConfigError
 CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 LAST = ("DenseLayer", "DenseBlock")  # timm's DenseNet and RDNet: F.dropout is the last thing their forward does
 RANDOM = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout drop_path drop_block_2d "
-    "patch_dropout_forward stochastic_depth rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d gumbel_softmax "
-    "rand randn rand_like randn_like randint randperm bernoulli bernoulli_ multinomial uniform_ normal_".split()
+    """dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout drop_path drop_block_2d
+    patch_dropout_forward stochastic_depth rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d gumbel_softmax rand
+    randn rand_like randn_like randint randperm bernoulli bernoulli_ multinomial uniform_ normal_""".split()  # noqa: SIM905
 )
 """Functions that draw from the global generator, by the names under which a forward calls them."""
+PATHS = frozenset({"drop_path", "stochastic_depth", "rand", "bernoulli", "bernoulli_"})
+"""Those that may drop whole branches."""
 
 
 def replace_drops(model: nn.Module, masks: Masks) -> list[str]:
@@ -58,15 +60,17 @@ def refuse_unkeyed(model: nn.Module) -> None:
             continue
         kind, rates = type(module).__name__, _rates(module)
         where = f"layer {name!r}" if name else "the model"
-        active = {rate: value for rate, value in rates.items() if value}
         calls = _random_calls(module)
-        if getattr(module, "aug_active", False):  # timm's rotary embeddings, whose coordinates a helper function jitters
+        if not calls & PATHS:  # what it drops is no path: a path rate is for its children
+            rates = {rate: value for rate, value in rates.items() if "path" not in rate}
+        if getattr(module, "aug_active", False):  # timm's rotary embeddings: a free function jitters coordinates
             calls, rates = calls | {"uniform_"}, {}
+        active = {rate: value for rate, value in rates.items() if value}
         # built into torch, their masks are drawn where no name shows it
         hidden = isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) or (
             "scaled_dot_product_attention" in _called(module) and not hasattr(module, "fused_attn")
         )
-        if active and ("drop" in kind.lower() or hidden) or calls and (active or not rates):
+        if (active and ("drop" in kind.lower() or hidden)) or (calls and (active or not rates)):
             said = ", ".join(f"{rate}={value}" for rate, value in active.items()) or f"calls {', '.join(sorted(calls))}"
             raise ConfigError(
                 f"{where} ({kind}, {said}) draws random numbers that no key decides. "
@@ -79,22 +83,25 @@ def refuse_unkeyed(model: nn.Module) -> None:
             )
 
 
-def _keyed(module: nn.Module, stream: int, masks: Masks) -> KeyedDrop | None:
+def _keyed(module: Any, stream: int, masks: Masks) -> KeyedDrop | None:
     """The keyed form of a drop module; None for any other."""
     from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 
-    if isinstance(module, (nn.Dropout, *CHANNELS)):
-        return KeyedDropout(module.p, stream, masks, channels=isinstance(module, CHANNELS))
-    if isinstance(module, DropPath):
+    kind: Any = type(module)  # exactly: what a subclass draws is not known
+    if kind in (nn.Dropout, *CHANNELS):
+        return KeyedDropout(module.p, stream, masks, channels=kind in CHANNELS)
+    if kind is DropPath:
         return KeyedDropPath(float(module.drop_prob or 0), stream, masks, scale=module.scale_by_keep)
-    if isinstance(module, (PatchDropout, PatchDropoutWithIndices)):
-        indices = isinstance(module, PatchDropoutWithIndices)
+    if kind in (PatchDropout, PatchDropoutWithIndices):
+        indices = kind is PatchDropoutWithIndices
         return KeyedPatchDropout(module.prob, stream, masks, module.num_prefix_tokens, module.ordered, indices)
     return None
 
 
 def _hook(module: Any, drop: KeyedDropout) -> bool:
     """Let `drop` do what `module` did by F.dropout; false where it is not known at which point it did."""
+    if not type(module).__module__.startswith("timm."):
+        return False
     if type(module).__name__ in LAST:
         module.register_forward_hook(_After(drop))
     elif hasattr(module, "get_classifier") and isinstance(module.get_classifier(), nn.Module):
@@ -107,7 +114,10 @@ def _hook(module: Any, drop: KeyedDropout) -> bool:
 
 
 class _Before:
-    """A hook that drops a module's input. An object, not a closure: a copied network's hooks then hold its own masks."""
+    """A hook that drops a module's input.
+
+    An object, not a closure: the hooks of a copied network then hold the copy's masks.
+    """
 
     def __init__(self, drop: KeyedDropout) -> None:
         self.drop = drop
@@ -133,9 +143,7 @@ def _rates(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and ("drop" in name or name in ("p", "prob"))
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and ("drop" in name or name in ("p", "prob"))
     }
 
 

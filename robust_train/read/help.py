@@ -18,7 +18,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from robust_train.nouns import Noun
 from robust_train.read import yaml
@@ -26,7 +26,7 @@ from robust_train.read.parse import tree_of
 from robust_train.read.registry import Registry, registries
 
 WIDTH = 120
-PRAGMA = re.compile(r"#\s*(noqa|type:|pragma|fmt:)")
+PRAGMA = re.compile(r"\s*#\s*(noqa|type:|pragma|fmt:).*")  # for tools, not for readers
 
 
 def describe(kind: type, where: str = "run") -> str:
@@ -93,9 +93,9 @@ def _own_docs(cls: type) -> dict[str, str]:
     if not isinstance(tree, ast.ClassDef):
         return {}
     comments = {
-        token.start[0]: token.string
+        token.start[0]: PRAGMA.sub("", token.string)
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT and not PRAGMA.match(token.string)
+        if token.type == tokenize.COMMENT
     }
     documented = {}
     for statement, after in zip(tree.body, [*tree.body[1:], None], strict=True):
@@ -131,11 +131,15 @@ def _section(cls: type, place: str) -> list[str]:
 def _rows(cls: type) -> list[str]:
     """`  name: type = default   what it is`, the last column aligned and wrapped."""
     documented, hints = field_docs(cls), get_type_hints(cls)
-    rows = [(f"  {f.name}: {_type(f)}{_default(f)}", _said(f, documented, hints)) for f in fields(cls) if f.init]
+    rows = [
+        (f"  {f.name}: {_type(f, hints[f.name])}{_default(f)}", _said(f, documented, hints))
+        for f in fields(cls)
+        if f.init
+    ]
     column = min(max((len(head) for head, _ in rows), default=0), 48) + 2
     lines = []
     for head, text in rows:
-        wrapped = textwrap.wrap(text, WIDTH - column) or [""]
+        wrapped = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False) or [""]
         if len(head) + 2 > column:
             lines.append(head)
             head = ""
@@ -145,11 +149,18 @@ def _rows(cls: type) -> list[str]:
 
 def _said(f: Field[Any], documented: dict[str, str], hints: dict[str, Any]) -> str:
     nouns = [name for name, registry in registries.items() if registry.root in _classes(hints[f.name])]
+    if re.search(
+        r"\bNumber\b", _type(f, None)
+    ):  # a schedule may stand in many places: saying it each time helps nobody
+        nouns.remove("schedules")
     listed = " ".join(f"(--list {name})" for name in nouns)
     return f"{documented.get(f.name, '')} {listed}".strip()
 
 
-def _type(f: Field[Any]) -> str:
+def _type(f: Field[Any], hint: Any) -> str:
+    """The type as it is written; of a choice its values, whatever alias it goes by."""
+    if get_origin(hint) is Literal:
+        return " | ".join(yaml.brief(value) for value in get_args(hint))
     return f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
 
 

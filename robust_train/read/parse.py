@@ -31,7 +31,7 @@ def load_tree(written: str | Path) -> Tree:
     file (for text: to the working folder), at most two deep. Raises ConfigError.
     """
     if isinstance(written, str) and (not written.strip() or any(mark in written for mark in ("\n", "{", ": "))):
-        return _based(yaml.read(written), "text", Path(), ())
+        return _based(yaml.read(written), "text", Path(), (Path("text"),))
     path = Path(written)
     return _based(yaml.read(_text(path), str(path)), str(path), path.parent, (path.resolve(),))
 
@@ -57,7 +57,9 @@ def parse(kind: type[Kind], tree: Any, where: str = "run", source: str | None = 
     known name.
     """
     try:
-        return cast(Kind, validator(cast(Any, kind)).validate_python({} if tree is None and is_dataclass(kind) else tree))
+        return cast(
+            Kind, validator(cast(Any, kind)).validate_python({} if tree is None and is_dataclass(kind) else tree)
+        )
     except ValidationError as error:
         lines = [f"  {_place(where, line['loc'])}: {told(line)}" for line in error.errors()]
         count = f"{len(lines)} mistake{'s' * (len(lines) > 1)}"
@@ -72,7 +74,8 @@ def dump(instance: Any) -> str:
 def tree_of(value: Any) -> Any:
     """A dataclass, however deep, as the tree that `parse` reads. Raises ConfigError for what YAML cannot hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        use = {"use": value.use} if isinstance(value, Noun) and value.use else {}
+        own = vars(type(value)).get("use")  # not a parent's: an unregistered child is no parent
+        use = {"use": own} if isinstance(value, Noun) and own else {}
         return {**use, **{f.name: tree_of(getattr(value, f.name)) for f in fields(value) if f.init}}
     if isinstance(value, Mapping):
         return {key: tree_of(entry) for key, entry in value.items()}

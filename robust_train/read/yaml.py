@@ -24,6 +24,8 @@ FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:in
 FRACTION = rf"[-+]?{DECIMAL}/{DECIMAL}"
 AMBIGUOUS = r"[-+]?0[0-9]+|[-+]?[0-9][0-9.]*_[0-9_.]*(?:[eE][-+]?[0-9]+)?"
 
+ELSEWHERE = r"[yYnN]|(?i:yes|no|on|off)|=|<<|0b[01]+|[-+]?[0-9]+(?::[0-9]+)+(?:\.[0-9]*)?|[0-9]{4}-[0-9]{1,2}-[0-9].*"
+
 SCALARS = (  # the first that fits
     ("!ambiguous", AMBIGUOUS, "-+0123456789"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -72,9 +74,11 @@ def write_float(value: float) -> str:
     if not math.isfinite(value):
         return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     plain = repr(value)
+    if abs(value) > 1:
+        return plain
     level = round(value * 510) / 2
     grey = f"{level:g}/255"
-    exact = abs(value) <= 1 and level and float(Fraction(f"{level:g}") / 255) == value
+    exact = level and float(Fraction(f"{level:g}") / 255) == value
     return grey if exact and len(grey) < len(plain) else plain
 
 
@@ -156,6 +160,8 @@ class Writer(yaml.SafeDumper):
 for tag, pattern, first in SCALARS:
     for side in (Reader, Writer):
         side.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})\Z"), list(first))
+# Text that YAML 1.1 takes for a boolean, a date or base 60: quoted, for those who read a run with another reader.
+Writer.add_implicit_resolver("!elsewhere", re.compile(rf"(?:{ELSEWHERE})\Z"), list("yYnNoO=<-+0123456789"))
 Reader.add_constructor("tag:yaml.org,2002:float", Reader.read_float)
 Reader.add_constructor("tag:yaml.org,2002:int", Reader.read_int)
 Reader.add_constructor("!ambiguous", Reader.refuse)

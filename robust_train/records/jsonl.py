@@ -40,7 +40,7 @@ def read(path: str | Path) -> list[Record]:
 
 
 def whole(path: Path) -> Iterator[tuple[int, Record]]:
-    """Each whole record with the offset of its end in bytes. Raises CheckpointError at a broken line inside the file."""
+    """Each whole record with the offset of its end. Raises CheckpointError at a broken line inside the file."""
     if not path.exists():
         return
     end = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from robust_train.records.tracking import Shown
@@ -69,15 +69,23 @@ class Progress:
         """Draw the bar, where there is one."""
         if self.mode != "bar":
             return
-        from rich.console import Console
+        from rich.console import Console, RenderableType
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.text import Text
 
-        self._bar = Bar(
+        class Both(Bar):
+            """The bar, and below it the figures, which wrap where a terminal is narrow."""
+
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield self.make_tasks_table(self.tasks)
+                for task in self.tasks:
+                    yield Text(task.fields["figures"])
+
+        self._bar = Both(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=40),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[figures]}"),
             console=Console(file=self.stream),
             refresh_per_second=2,
         )

@@ -128,7 +128,7 @@ class Records:
     def close_segment(self, update: int) -> dict[str, Any]:
         """Called by a checkpoint of which `update` is the first one not done. Every line so far is on the disk then.
 
-        Returns {"segment", "bytes", "sha256"} of metrics.jsonl so far, for the checkpoint's manifest ({} on other ranks).
+        Returns {"segment", "bytes", "sha256"} of metrics.jsonl so far, for the checkpoint's manifest (other ranks: {}).
         """
         if not self.leads:
             return {}

@@ -113,7 +113,8 @@ class Tracker:
     def start(self) -> None:
         """Begin, in the background, and say so."""
         mode, why = chosen(self.tracking.wandb)
-        self.say(f"W&B: {mode}" + (f" ({why})" if why else ""))
+        if self.tracking.wandb != "off":
+            self.say(f"W&B: {mode}" + (f" ({why})" if why else ""))
         if mode != "off":
             self._thread = threading.Thread(target=self._work, args=(mode,), name="wandb", daemon=True)
             self._thread.start()

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robust_train.kernels.linf_start import linf_start
 from robust_train.kernels.linf_step import linf_step
-from robust_train.keyed import Key, uniform
-from robust_train.nouns import Threat
+from robust_train.keyed import Key
 from robust_train.read.registry import Number, threats
+from robust_train.threats.ball import Ball
 
 
 @threats.register("linf")
 @dataclass(frozen=True)
-class Linf(Threat):
+class Linf(Ball):
     """Perturbations with max |z| <= eps, image in [0, 1].
 
         start: z ~ U(-eps, eps), clipped to the box;  step: z' = clip(x + clip(z + size sign(g), -eps, eps), 0, 1) - x
@@ -32,14 +33,7 @@ class Linf(Threat):
             )
 
     def start(self, images: Tensor, key: Key) -> Tensor:
-        z = (2 * uniform(key, images.shape, images.device, images.dtype) - 1) * self.eps
-        return (images + z).clamp(0, 1) - images
-
-    def zero(self, images: Tensor) -> Tensor:
-        return images.new_zeros(images.shape)
-
-    def apply(self, images: Tensor, z: Tensor) -> Tensor:
-        return (images + z).clamp(0, 1)
+        return linf_start(images, key, self.eps)
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
         return linf_step(images, z, gradient, size, self.eps)

@@ -47,7 +47,7 @@ def test_no_images_start_nowhere(interpreted):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("fma", [False, True])
 def test_the_kernel_compiles_for_the_gpus_it_is_for(capability, fma, tmp_path, monkeypatch):
-    """With fused multiply-add, x + (2u - 1) eps would round once where the definition rounds twice: off, as launched."""
+    """Fused, x + (2u - 1) eps would round once where the definition rounds twice: so it is launched without."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = compiled(linf_start.kernel, linf_start.signature(), {"BLOCK": linf_start.BLOCK}, capability, fma)
     assert made["cubin"][:4] == b"\x7fELF"

@@ -1,6 +1,6 @@
 """The fused L∞ step is its definition, to the bit, and compiles for the GPUs it is for.
 
-    bytes a pixel    16 (fp32 gradient), 14 (half)
+bytes a pixel    16 (fp32 gradient), 14 (half)
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def test_the_kernel_compiles_for_the_gpus_it_is_for(capability, dtype, tmp_path,
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = compiled(linf_step.kernel, linf_step.signature(dtype), {"BLOCK": linf_step.BLOCK}, capability)
     assert made["cubin"][:4] == b"\x7fELF"
+    # the interpreter's clamp keeps a NaN in any case, a GPU's min and max only when told to
+    assert {"min.NaN.f32", "max.NaN.f32"} <= set(made["ptx"].split())
+    assert not {"min.f32", "max.f32"} & set(made["ptx"].split())
 
 
 def test_an_interpreted_kernel_is_not_compiled_in_silence(interpreted):

@@ -89,7 +89,7 @@ def test_integers_are_even_below_their_bound():
     drawn = integers(Key(4), (ROWS, COUNT), 7)
     assert stats.chisquare(torch.bincount(drawn.flatten(), minlength=7).numpy()).pvalue > 1e-4
     assert integers(Key(4), (50, 50), 1).sum() == 0
-    assert 0 <= integers(Key(4), (50, 50), 2**31 - 1).min()
+    assert integers(Key(4), (50, 50), 2**31 - 1).min() >= 0
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0])
@@ -121,7 +121,9 @@ def test_partners_depend_only_on_the_rows_of_the_group():
 
 def test_every_permutation_of_a_group_is_as_likely():
     met = partners(Key(7), 3, 3 * 6000).view(-1, 3) % 3
-    assert stats.chisquare(torch.bincount(met @ torch.tensor([9, 3, 1]), minlength=27).numpy().take(ORDERS)).pvalue > 1e-4
+    assert (
+        stats.chisquare(torch.bincount(met @ torch.tensor([9, 3, 1]), minlength=27).numpy().take(ORDERS)).pvalue > 1e-4
+    )
 
 
 ORDERS = [5, 7, 11, 15, 19, 21]  # 9a + 3b + c of the six orders of 0, 1, 2
@@ -147,5 +149,5 @@ def test_what_does_not_fit_the_rows_is_refused():
         uniform(Key(0).rows(torch.arange(2)), (3, 4))
     with pytest.raises(ValueError, match="whole groups of 4"):
         partners(Key(0), 4, 10)
-    with pytest.raises(ValueError, match="key.rows"):
+    with pytest.raises(ValueError, match=r"key\.rows"):
         Key(0)[1:]

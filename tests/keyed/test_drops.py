@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 from robust_train.keyed import Key, bits

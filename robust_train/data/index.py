@@ -1,0 +1,270 @@
+"""Byte offsets of every sample of a shard, found once and kept; packed and remote shards unpacked once beside them.
+
+Everything lies in a cache folder, under names made of the shard's address, size and time of change: a shard that is
+replaced gets an index of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from robust_train.data.manifest import Entry, checksum, entry_of, packed, remote, shard_name, write_json, write_whole
+from robust_train.data.samples import IMAGES, LABELS, files_of, grouped, image_of, label_of
+from robust_train.read.errors import DataError
+
+BLOCK = 512  # a tar's; two of zeros end it
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    """A shard that can be read by offset.
+
+    name: as messages call it. tar: a plain tar on this machine. rows: the .npy with (offset, size, label, key) of each
+    sample; size -1 where there is no image. samples: how many. sha256: of the shard as the run names it.
+    """
+
+    name: str
+    tar: str
+    rows: str
+    samples: int
+    sha256: str
+
+
+def open_shard(url: str, folder: Path) -> LocalShard:
+    """The shard at `url`, fetched, unpacked and indexed unless it has been.
+
+    Any number of processes may ask for it at once: one does the work, the others wait. What was fetched is kept for
+    good: a remote shard that changes needs another name or another cache. Raises DataError for a shard that is absent,
+    empty, truncated, or not what its manifest says.
+    """
+    stem = folder / f"{shard_name(url).split('.')[0]}-{_identity(url)}"
+    said = stem.with_name(stem.name + ".json")
+    if _kept(said) is None:
+        with _alone(stem.with_name(stem.name + ".lock")):
+            if _kept(said) is None:
+                write_json(said, asdict(_make(url, stem)))
+    return _kept(said) or _make(url, stem)
+
+
+def index(tar: Path, name: str) -> np.ndarray:
+    """(offset, size, label, key) of each sample of a plain tar, in order. DataError where it is empty or truncated.
+
+    Reads headers and labels only: about 12,000 samples a second.
+    """
+    found: list[tuple[int, int, int, bytes]] = []
+    try:
+        with tarfile.open(tar, "r:") as opened:
+            for key, parts in grouped((member.name, member) for member in files_of(opened)):
+                image = image_of({extension: parts[extension] for extension in IMAGES if extension in parts})
+                labels = {extension: _content(opened, parts[extension]) for extension in LABELS if extension in parts}
+                offset, size = (0, -1) if image is None else (image.offset_data, image.size)
+                found.append((offset, size, label_of(labels), key.encode()))
+            end = opened.offset
+    except (tarfile.TarError, OSError) as error:
+        raise truncated(name, len(found), error) from error
+    with open(tar, "rb") as file:
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise truncated(name, len(found), "the tar's end mark is missing")
+    if not found:
+        raise DataError(
+            f"shard {name} holds no samples (KEY.jpg, .png or .webp beside KEY.cls). Remove it, or rewrite it."
+        )
+    longest = max(len(row[3]) for row in found)
+    return np.array(found, dtype=[("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", f"S{longest}")])
+
+
+def truncated(name: str, samples: int, why: object) -> DataError:
+    """What is said of a shard that ends before its end."""
+    return DataError(
+        f"shard {name} cannot be read to its end: after {samples:,} samples, {why}. It is truncated or damaged; "
+        "copy it again, or rewrite it with python -m tools.make_shards."
+    )
+
+
+@cache
+def rows_of(path: str) -> np.ndarray:
+    """An index, mapped: all processes of a machine share its memory."""
+    return np.load(path, mmap_mode="r")
+
+
+def unpacked(stream: IO[bytes], to: IO[bytes], name: str) -> str:
+    """Copy a packed stream unpacked; the sha256 of the packed bytes."""
+    reader = _Hashed(stream)
+    try:
+        with gzip.GzipFile(fileobj=reader) as opened:  # type: ignore[call-overload]
+            shutil.copyfileobj(opened, to, 1 << 20)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise truncated(name, 0, error) from error
+    while reader.read(1 << 20):  # whatever follows the last member belongs to the file's checksum
+        pass
+    return reader.digest.hexdigest()
+
+
+class _Hashed:
+    """A stream that remembers the checksum of what was read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        read = self.stream.read(size)
+        self.digest.update(read)
+        return read
+
+
+def _make(url: str, stem: Path) -> LocalShard:
+    name, entry = shard_name(url), entry_of(url)
+    if entry is not None and not remote(url) and os.path.getsize(url) != entry.bytes:
+        raise _differs(name, f"is {os.path.getsize(url):,} bytes", f"{entry.bytes:,}")
+    tar, sha256 = Path(url), ""
+    if remote(url) or packed(url):
+        tar = stem.with_name(stem.name + ".tar")
+
+        def fetch(to: IO[bytes]) -> None:
+            nonlocal sha256
+            with open_stream(url) as stream:
+                sha256 = _copy(stream, to, name)
+
+        write_whole(tar, fetch)
+        if entry is not None and sha256 != entry.sha256:
+            tar.unlink()
+            raise _differs(name, f"has sha256 {sha256[:12]}...", f"{entry.sha256[:12]}...")
+    else:
+        tar = tar.absolute()
+        sha256 = (
+            checksum(tar) if entry is None else entry.sha256
+        )  # sizes agree: reading 150 GB again would prove little
+    rows = index(tar, name)
+    if entry is not None and len(rows) != entry.samples:
+        raise _differs(name, f"holds {len(rows):,} samples", f"{entry.samples:,}")
+    path = stem.with_name(stem.name + ".npy")
+    write_whole(path, lambda file: np.save(file, rows))
+    return LocalShard(name, str(tar), str(path), len(rows), sha256)
+
+
+def _copy(stream: IO[bytes], to: IO[bytes], name: str) -> str:
+    """Copy a shard as a plain tar, whether it comes packed or not; the sha256 of what came."""
+    head = stream.read(2)
+    joined = _Joined(head, stream)
+    if head == b"\x1f\x8b":
+        return unpacked(joined, to, name)  # type: ignore[arg-type]
+    reader = _Hashed(joined)  # type: ignore[arg-type]
+    shutil.copyfileobj(reader, to, 1 << 20)
+    return reader.digest.hexdigest()
+
+
+class _Joined:
+    """A stream whose first bytes have been looked at."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self.head, self.stream = head, stream
+
+    def read(self, size: int = -1) -> bytes:
+        head, self.head = self.head, b""
+        return head + self.stream.read(size - len(head) if size >= 0 else -1) if head else self.stream.read(size)
+
+
+@contextmanager
+def open_stream(url: str) -> Iterator[IO[bytes]]:
+    """A shard's bytes from wherever it lies, by WebDataset. DataError where that fails."""
+    from webdataset import gopen
+
+    try:
+        stream = gopen(url)
+    except OSError as error:
+        raise _unreadable(url, error) from error
+    try:
+        yield stream
+        while stream.read(1 << 20):  # a command whose last bytes nobody takes would end by a broken pipe
+            pass
+    except GeneratorExit:
+        with suppress(OSError):  # whoever feeds the stream is cut off, and may say so
+            stream.close()
+        raise
+    except DataError as error:
+        try:
+            stream.close()
+        except OSError as cause:  # the bytes ended early because the command or the transfer failed
+            raise _unreadable(url, cause) from error
+        raise
+    except OSError as error:
+        if error.errno is not None:  # a full disk on our side is none of the shard's
+            raise
+        raise _unreadable(url, error) from error
+    try:
+        stream.close()
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: OSError) -> DataError:
+    return DataError(
+        f"shard {shard_name(url)}: {url} could not be read: {error}. Check the address, the network and the rights, "
+        "then give the same command again."
+    )
+
+
+def _kept(said: Path) -> LocalShard | None:
+    """What the cache knows of a shard; None where it knows nothing, or a file of it has gone."""
+    if not said.exists():
+        return None
+    shard = LocalShard(**json.loads(said.read_text(encoding="utf-8")))
+    return shard if os.path.exists(shard.tar) and os.path.exists(shard.rows) else None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _differs(name: str, found: str, said: str) -> DataError:
+    return DataError(
+        f"shard {name} {found}, but manifest.json beside it says {said}. Copy the shard again, or, if it is meant to "
+        "be as it is, write the manifest anew: python -m tools.make_shards FOLDER --index"
+    )
+
+
+def _identity(url: str) -> str:
+    said = url
+    if not remote(url):
+        try:
+            stat = os.stat(url)
+        except OSError as error:
+            raise DataError(
+                f"shard {url} cannot be read: {error.strerror}. Correct data.train or data.validation."
+            ) from error
+        said = f"{os.path.abspath(url)}|{stat.st_size}|{stat.st_mtime_ns}"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; the lock falls with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def agrees(entry: Entry, path: Path) -> bool:
+    """Whether a shard is, to the byte, the one that a manifest speaks of."""
+    return path.exists() and path.stat().st_size == entry.bytes and checksum(path) == entry.sha256

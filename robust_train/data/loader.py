@@ -1,0 +1,242 @@
+"""From tasks to batches: decoding and augmentation, in this process or in workers, in order and the same either way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from robust_train.data.augment import ImageAugmentation, built
+from robust_train.data.decode import Undecodable, decode, fit, pixels
+from robust_train.data.samples import Record
+from robust_train.keyed import Key
+from robust_train.nouns import Batch, Place
+from robust_train.read.errors import DataError
+
+AHEAD = 2  # tasks that each worker holds ready
+
+
+class Refusal(Exception):
+    """A shard and what is wrong with it that no allowance covers: (shard, message)."""
+
+
+class Source(Protocol):
+    """Where undecoded samples come from."""
+
+    def record(self, sample: int) -> Record:
+        """A sample by its number."""
+
+    def after(self, record: Record) -> Iterator[Record]:
+        """The other samples of a record's shard, from the next one on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is decoded at once: one rank's share of a global batch.
+
+    position, sample: int64 [n]. seed: of the epoch's augmentation. records: the samples, where they were read already.
+    """
+
+    position: np.ndarray
+    sample: np.ndarray
+    seed: int
+    records: tuple[Record, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A task done. broken [n]: 1 where another sample stands in for a broken one. faults: what was wrong, by sample."""
+
+    images: Tensor
+    targets: Tensor
+    position: Tensor
+    sample: Tensor
+    broken: Tensor
+    faults: dict[int, tuple[int, str]]  # sample -> (shard, what is said of it)
+
+    def pin_memory(self) -> Decoded:
+        """The same in page-locked memory; called by torch's loader."""
+        return Decoded(
+            self.images.pin_memory(),
+            self.targets.pin_memory(),
+            self.position.pin_memory(),
+            self.sample.pin_memory(),
+            self.broken.pin_memory(),
+            self.faults,
+        )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Tasks to images. Holds no state that its results depend on, so any number of copies may share the work.
+
+    A broken sample's place is taken by the next good sample of its shard, whoever finds it broken and wherever.
+    """
+
+    source: Source
+    augment: ImageAugmentation | None  # None: as evaluation sees images
+    size: int
+    channels: int
+    crop: float
+    classes: int
+    stand_ins: dict[int, Record] = field(default_factory=dict, compare=False)  # found before; a copy finds the same
+
+    def __getitem__(self, task: Task) -> Decoded | Refusal:
+        """A task done. A refusal is handed over, not raised: a worker's exceptions arrive as text with tracebacks."""
+        try:
+            with generators_restored(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL warns of odd files that it reads well
+                return self._done(task)
+        except Refusal as refusal:
+            return refusal
+
+    def _done(self, task: Task) -> Decoded:
+        count = len(task.sample)
+        images = torch.empty(count, self.channels, self.size, self.size, dtype=torch.uint8)
+        targets = torch.empty(count, dtype=torch.int64)
+        broken = torch.zeros(count)
+        faults: dict[int, tuple[int, str]] = {}
+        for row, sample in enumerate(task.sample.tolist()):
+            record = self.source.record(sample) if task.records is None else task.records[row]
+            try:
+                image = self.decoded(record)
+            except Undecodable as error:
+                broken[row] = 1
+                faults[sample] = record.shard, f"sample {record.key} {error}"
+                record, image = self.stand_in(sample, record)
+            if not 0 <= record.label < self.classes:
+                raise Refusal(record.shard, label_refusal(record, self.classes))
+            images[row] = self.finished(image, Key(task.seed).at(sample).seed)
+            targets[row] = record.label
+        return Decoded(images, targets, torch.from_numpy(task.position), torch.from_numpy(task.sample), broken, faults)
+
+    def decoded(self, record: Record) -> Image:
+        """The image of a record. Undecodable, with the reason, where the record is broken in any way."""
+        if record.fault or record.image is None:
+            raise Undecodable(record.fault)
+        try:
+            return decode(record.image, self.channels)
+        except Undecodable as error:
+            raise Undecodable(f"cannot be decoded ({error})") from error
+
+    def finished(self, image: Image, seed: int) -> Tensor:
+        """uint8 [C, size, size]: augmented under the seed, or as evaluation sees it."""
+        if self.augment is None:
+            return pixels(fit(image, self.size, self.crop))
+        seed_generators(seed)
+        return built(self.augment, self.size, self.channels, self.crop)(image)
+
+    def stand_in(self, sample: int, record: Record) -> tuple[Record, Image]:
+        """The next good sample of the shard."""
+        for other in [self.stand_ins[sample]] if sample in self.stand_ins else self.source.after(record):
+            try:
+                image = self.decoded(other)
+            except Undecodable:
+                continue
+            self.stand_ins[sample] = other
+            return other, image
+        raise Refusal(record.shard, "holds no sample that can be decoded. Rewrite it, or leave it out of data.train.")
+
+
+class Allowance:
+    """Broken samples seen so far, each counted once, and how many may be.
+
+    Each rank counts the samples that it has met itself, besides those that the index names.
+    """
+
+    def __init__(self, missing: int, total: int, known: Iterable[tuple[int, str]] = ()) -> None:
+        self.missing, self.total, self.seen = missing, total, set[int]()
+        for sample, fault in known:
+            self.add(sample, fault)
+
+    def add(self, sample: int, fault: str) -> None:
+        """Count a broken sample. DataError, with its fault, where that is one too many."""
+        self.seen.add(sample)
+        if len(self.seen) > self.missing:
+            raise DataError(
+                f"{fault}. {len(self.seen):,} of {self.total:,} samples are broken as far as is known; rewrite the "
+                f"shard, or allow them with data.missing={len(self.seen)} (now {self.missing})."
+            )
+
+
+def batches(
+    decoder: Decoder, tasks: Iterable[Task], place: Place, workers: int, names: tuple[str, ...], allowance: Allowance
+) -> Iterator[Batch]:
+    """Tasks to batches, in the order of the tasks; by worker processes where `workers` > 0.
+
+    Raises DataError, naming shard and sample, for a label out of range, a shard without a good sample, or more broken
+    samples than are allowed.
+    """
+    for result in _in_workers(decoder, tasks, place, workers) if workers else map(decoder.__getitem__, tasks):
+        if isinstance(result, Refusal):
+            shard, message = result.args
+            raise DataError(f"shard {names[shard]} {message}")
+        for sample, (shard, fault) in result.faults.items():
+            allowance.add(sample, f"shard {names[shard]}: {fault}")
+        yield Batch(result.images, result.targets, result.position, result.sample, {"broken": result.broken})
+
+
+def label_refusal(record: Record, classes: int) -> str:
+    """What is said of a label out of range."""
+    return (
+        f"holds sample {record.key} with label {record.label}, but labels run from 0 to {classes - 1}. "
+        f"Correct data.classes (now {classes}), or rewrite the shard."
+    )
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's global generators as they were before; augmentations draw from all three."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Set all three from one 64-bit seed."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def _in_workers(decoder: Decoder, tasks: Iterable[Task], place: Place, workers: int) -> Iterator[Decoded | Refusal]:
+    from torch.utils.data import DataLoader
+
+    # fork is a hazard beside the threads of Ray and gloo; spawn imports everything anew for each worker
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload([__name__])
+    loader: DataLoader[Decoded | Refusal] = DataLoader(
+        decoder,  # type: ignore[arg-type]
+        batch_size=None,  # a task is a batch already
+        sampler=tasks,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        multiprocessing_context=start,
+        worker_init_fn=_begin_worker,
+        pin_memory=place.device.startswith("cuda"),
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+    yield from loader
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _begin_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; it ends its workers

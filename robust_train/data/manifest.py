@@ -1,0 +1,179 @@
+"""Where shards lie, and what their manifest says of them.
+
+`manifest.json` lies beside the shards:
+
+    {"splits": {"train": {"samples": 50000, "shards": [{"file", "samples", "bytes", "sha256"}, ...]}, ...}}
+
+It is a table of counts and checksums and nothing more: no address is ever taken from it, so a manifest cannot make a
+run open or execute anything that the run does not name itself.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from robust_train.read.errors import DataError
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+INDEX_COMMAND = "python -m tools.make_shards FOLDER --index"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shard's line in a manifest."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def locate(urls: str | Iterable[str]) -> tuple[str, ...]:
+    """Paths, folders, globs, brace lists, `pipe:` commands and URLs to one address a shard, in order.
+
+    A glob and a folder give their shards sorted by name. Raises DataError where a local file is absent.
+    """
+    from braceexpand import braceexpand
+
+    found: list[str] = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        if url.startswith("pipe:"):
+            found.append(url)  # a command: its braces and stars are the shell's
+            continue
+        for one in braceexpand(url):
+            found += [one] if "://" in one else _local(one)
+    if not found:
+        raise DataError("no shards are named: data.train takes a path, a glob, a brace list, pipe: or a URL")
+    return tuple(found)
+
+
+def remote(url: str) -> bool:
+    """Whether a shard has to be fetched."""
+    return url.startswith("pipe:") or "://" in url
+
+
+def packed(url: str) -> bool:
+    """Whether a shard is compressed as a whole."""
+    return url.endswith((".tar.gz", ".tgz"))
+
+
+def shard_name(url: str) -> str:
+    """What a shard is called in messages and checksums: its file name, or the end of its command."""
+    return posixpath.basename(url.split("?")[0].rstrip("/")) or url
+
+
+def entry_of(url: str) -> Entry | None:
+    """What the manifest beside a shard says of it; None where there is no manifest, or it does not name the shard."""
+    if url.startswith("pipe:"):
+        return None
+    folder = url.rsplit("/", 1)[0] if remote(url) else str(Path(url).absolute().parent)
+    stamp = 0 if remote(url) else _stamp(Path(folder) / "manifest.json")
+    return _entries(folder, stamp).get(shard_name(url))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a folder; without any, an empty one. DataError where it is no manifest."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {"splits": {}}
+    return _checked(path.read_bytes(), str(path))
+
+
+def entries(manifest: dict[str, Any], split: str | None = None) -> list[Entry]:
+    """The shards of one split, or of all."""
+    splits = manifest["splits"]
+    chosen = splits.values() if split is None else [splits.get(split, {"shards": []})]
+    return [
+        Entry(str(shard["file"]), int(shard["samples"]), int(shard["bytes"]), str(shard["sha256"]))
+        for said in chosen
+        for shard in said["shards"]
+    ]
+
+
+def split_of(shards: Iterable[Entry]) -> dict[str, Any]:
+    """A manifest's account of one split."""
+    shards = list(shards)
+    return {"samples": sum(shard.samples for shard in shards), "shards": [asdict(shard) for shard in shards]}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is the old one or the new one, whole, whatever happens."""
+    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under another name, then give it its own: readers see it whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _local(pattern: str) -> list[str]:
+    path = os.path.expanduser(pattern.removeprefix("file:"))
+    if os.path.isdir(path):
+        found = sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(SUFFIXES))
+        what = "holds no .tar or .tar.gz shard"
+    elif glob.has_magic(path):
+        found = sorted(glob.glob(path))
+        what = "matches no file"
+    else:
+        found = [path] if os.path.exists(path) else []
+        what = "does not exist"
+    if not found:
+        raise DataError(
+            f"shards: {pattern!r} {what} (working folder {os.getcwd()}). Correct data.train or data.validation, "
+            "or make shards with python -m tools.make_shards SOURCE FOLDER."
+        )
+    return found
+
+
+def _stamp(path: Path) -> int:
+    """Changes when a file does: what is remembered of a manifest holds for this version of it only."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@lru_cache(maxsize=64)
+def _entries(folder: str, stamp: int) -> dict[str, Entry]:
+    if "://" not in folder:
+        return {entry.file: entry for entry in entries(read_manifest(Path(folder)))}
+    from webdataset import gopen
+
+    try:
+        with gopen(f"{folder}/manifest.json") as stream:
+            found = stream.read()
+    except OSError:  # no manifest there is no fault: only streams cannot do without
+        return {}
+    return {entry.file: entry for entry in entries(_checked(found, f"{folder}/manifest.json"))} if found else {}
+
+
+def _checked(found: bytes, where: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(found)
+        entries(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where} is no manifest of shards ({type(error).__name__}: {error}). Write it anew: {INDEX_COMMAND}"
+        ) from error
+    return manifest

@@ -1,0 +1,86 @@
+"""Samples as they lie in a tar: consecutive members of one key, KEY.jpg beside KEY.cls."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+LABELS = ("cls", "json")
+NO_LABEL, NOT_A_LABEL = -(2**62), 1 - 2**62  # stand where a label should, far from any a file may hold
+FAULTS = {NO_LABEL: "has no .cls or .json entry", NOT_A_LABEL: "has a label that is no integer"}
+NO_IMAGE = f"has no image ({', '.join(IMAGES)})"
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample as read: undecoded.
+
+    shard, number: which shard of the list, and which sample of it. key: its name there. image: the file's bytes, None
+    where there is none. label: the integer, or NO_LABEL or NOT_A_LABEL.
+    """
+
+    shard: int
+    number: int
+    key: str
+    image: bytes | None
+    label: int
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it before decoding; empty where nothing is."""
+        return FAULTS.get(self.label, NO_IMAGE if self.image is None else "")
+
+
+def grouped(members: Iterable[tuple[str, Value]]) -> Iterator[tuple[str, dict[str, Value]]]:
+    """(file name, value) of consecutive members to (key, {extension: value}).
+
+    As in WebDataset the key ends at the first dot of the file's own name, and hidden and `__meta__` files are none.
+    """
+    key, parts = "", dict[str, Value]()
+    for name, value in members:
+        folder, _, file = name.rpartition("/")
+        stem, dot, extension = file.partition(".")
+        if not stem or not dot or (stem.startswith("__") and file.endswith("__")):
+            continue
+        now = f"{folder}/{stem}" if folder else stem
+        extension = extension.lower()
+        if now != key or extension in parts:
+            if parts:
+                yield key, parts
+            key, parts = now, {}
+        parts[extension] = value
+    if parts:
+        yield key, parts
+
+
+def image_of(parts: dict[str, Value]) -> Value | None:
+    """The part that holds the image, None where there is none."""
+    return next((parts[extension] for extension in IMAGES if extension in parts), None)
+
+
+def label_of(parts: dict[str, bytes]) -> int:
+    """The label of `cls` (an integer in ASCII) or `json` (an integer, or {"label": integer} or {"cls": integer})."""
+    found = next((extension for extension in LABELS if extension in parts), None)
+    if found is None:
+        return NO_LABEL
+    try:
+        value = json.loads(parts[found]) if found == "json" else int(parts[found])
+    except ValueError:
+        return NOT_A_LABEL
+    if isinstance(value, dict):
+        value = value.get("label", value.get("cls"))
+    return value if isinstance(value, int) and not isinstance(value, bool) else NOT_A_LABEL
+
+
+def files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar, without keeping the list that tarfile would make of them."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]
+        if member.isreg():
+            yield member

@@ -1,0 +1,165 @@
+"""Shards: the data set of a run, labelled images in tar files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from robust_train.data.augment import ImageAugmentation, NoAugmentation
+from robust_train.data.index import open_shard
+from robust_train.data.indexed import Indexed
+from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
+from robust_train.data.manifest import locate, shard_name
+from robust_train.data.order import augmentation_seed, samples_of
+from robust_train.data.streams import Streams
+from robust_train.nouns import Batch, Dataset, Place
+from robust_train.read.errors import ConfigError, DataError
+from robust_train.read.registry import datasets
+
+
+@datasets.register("shards")
+@dataclass(frozen=True)
+class Shards(Dataset):
+    """Labelled images in WebDataset shards: KEY.jpg, .png or .webp beside KEY.cls or KEY.json, in .tar or .tar.gz.
+
+    The images of an update are a function of (seed, update) alone: neither ranks nor workers nor accumulation change
+    them. An epoch has floor(n / batch) updates; the n mod batch samples left over are others in each epoch. A broken
+    sample's place is taken by the next good one of its shard, and `Batch.extra["broken"]` is 1 there.
+    """
+
+    train: str | tuple[str, ...]  # training shards: paths, folders, globs, brace lists, pipe: commands, http(s) URLs
+    classes: int  # labels run from 0 to classes - 1
+    size: int  # side of the square images that the network takes, in pixels
+    validation: str | tuple[str, ...] | None = None  # validation shards, named like the training ones; null: none
+    channels: Literal[1, 3] = 3  # 3: colour; 1: grey
+    augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
+    crop: float = (
+        0.875  # share of the resized short side that evaluation cuts out; images of side `size` stay as they are
+    )
+    reader: Literal["indexed", "streams"] = "indexed"  # indexed: by offset, from disk; streams: in order, from far away
+    streams: int = 8  # streams reader: equal parts read side by side; every world size that divides it fits
+    window: int = 1024  # streams reader: samples that each stream holds and shuffles at a time
+    workers: int = 0  # processes a rank that decode; 0: the training process itself
+    cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
+    missing: int = 0  # broken samples that are allowed before the run stops
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "size", "streams", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("workers", "missing"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop={self.crop:g} is not in (0, 1]: it is a share of the image's side")
+
+    # -- before training --------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Fetch, unpack and index what has not been; any number of processes may do so at once. Raises DataError."""
+        _ = self._train, self._validation
+
+    def check(self) -> None:
+        """Whether all shards are there, labels in range, and no more samples broken than allowed. Raises DataError."""
+        for source in (self._train, self._validation):
+            if isinstance(source, Streams):
+                source.check(self.classes)
+                continue
+            for record in source.strangers(self.classes):
+                raise DataError(f"shard {source.shards[record.shard].name} {label_refusal(record, self.classes)}")
+            self._allowance(source)
+
+    def train_size(self) -> int:
+        """Training samples, broken ones included."""
+        return len(self._train)
+
+    def validation_size(self) -> int:
+        """Validation samples, broken ones included; 0 where no validation shards are named."""
+        return len(self._validation)
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of every shard, by name: which data a checkpoint was trained on."""
+        urls = [*locate(self.train), *([] if self.validation is None else locate(self.validation))]
+        sums = [shard.sha256 for source in (self._train, self._validation) for shard in source.shards]
+        names = [shard_name(url) for url in urls]
+        return {name if names.count(name) == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's share of each global batch of `batch` images, uint8, from update `start` on, without end.
+
+        Rank r of W holds positions r B / W to (r + 1) B / W. Raises ConfigError where batch or streams do not divide,
+        DataError for what is wrong with the data.
+        """
+        if batch % place.world:
+            raise ConfigError(
+                f"batch={batch} cannot be dealt to {place.world} ranks. Use {_divisors(batch)} ranks, or another batch."
+            )
+        train = self._train
+        if len(train) < batch:
+            raise ConfigError(
+                f"batch={batch} is larger than the data set, which has {len(train):,} samples. Use a smaller batch."
+            )
+        if isinstance(train, Streams):
+            tasks = train.tasks(place, batch, seed, start)
+        else:
+            tasks = _indexed_tasks(len(train), place, batch, seed, start)
+        return self._decoded(train, self.augment, tasks, place)
+
+    def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
+        """This rank's chunks of `chunk` consecutive validation images, as evaluation sees them, uint8.
+
+        Chunk i of the first `limit` images goes to rank i mod world; the last one may be smaller. `position` counts
+        through the validation set.
+        """
+        images = len(self._validation) if limit is None else min(limit, len(self._validation))
+        starts = range(place.rank * chunk, images, place.world * chunk)
+        chunks = (np.arange(first, min(first + chunk, images)) for first in starts)
+        return self._decoded(self._validation, None, (Task(ids, ids, 0) for ids in chunks), place)
+
+    # -- what it is made of -----------------------------------------------------------------------
+
+    @cached_property
+    def _train(self) -> Indexed | Streams:
+        if self.reader == "streams":
+            return Streams.open(locate(self.train), self.streams, self.window)
+        return self._indexed(self.train)
+
+    @cached_property
+    def _validation(self) -> Indexed:
+        return Indexed(()) if self.validation is None else self._indexed(self.validation)
+
+    def _indexed(self, urls: str | tuple[str, ...]) -> Indexed:
+        cache = Path(self.cache).expanduser()
+        return Indexed(tuple(open_shard(url, cache) for url in locate(urls)))
+
+    def _allowance(self, source: Indexed | Streams) -> Allowance:
+        known = () if isinstance(source, Streams) else source.faults()
+        said = ((sample, f"shard {source.shards[r.shard].name}: sample {r.key} {r.fault}") for sample, r in known)
+        return Allowance(self.missing, len(source), said)
+
+    def _decoded(
+        self, source: Indexed | Streams, augment: ImageAugmentation | None, tasks: Iterator[Task], place: Place
+    ) -> Iterator[Batch]:
+        decoder = Decoder(source, augment, self.size, self.channels, self.crop, self.classes)
+        names = tuple(shard.name for shard in source.shards)
+        return batches(decoder, tasks, place, self.workers, names, self._allowance(source))
+
+
+def _indexed_tasks(n: int, place: Place, batch: int, seed: int, start: int) -> Iterator[Task]:
+    share = batch // place.world
+    position = np.arange(place.rank * share, (place.rank + 1) * share)
+    for update in count(start):
+        epoch, samples = samples_of(update, n, batch, seed)
+        yield Task(position, samples[position], augmentation_seed(seed, epoch))
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

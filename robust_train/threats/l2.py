@@ -1,0 +1,59 @@
+"""The L2 threat model: the Euclidean length of the perturbation is bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robust_train.keyed import Key, normal, uniform
+from robust_train.read.registry import Number, threats
+from robust_train.threats.ball import Ball, boxed, refuse_negative
+
+
+@threats.register("l2")
+@dataclass(frozen=True)
+class L2(Ball):
+    """Perturbations with ||z||_2 <= eps, image in [0, 1].
+
+        start: z uniform in the ball, clipped to the box
+        step:  u = z + size g / ||g||_2,    z' = clip(x + u min(1, eps / ||u||_2), 0, 1) - x
+
+    Madry et al. 2018 (arXiv 1706.06083). Scaled, then clipped, as everyone does: inside ball and box, though not the
+    nearest such point. An image without gradient stays where it is.
+    """
+
+    eps: Number  # radius, Euclidean over all pixels of an image in [0, 1]: 128/255 for CIFAR-10, 3.0 for ImageNet
+
+    def __post_init__(self) -> None:
+        refuse_negative(self.eps)
+
+    def start(self, images: Tensor, key: Key) -> Tensor:
+        direction = normal(key.of("direction"), images.shape, images.device, images.dtype)
+        radius = uniform(key.of("radius"), (len(images), 1), images.device, images.dtype)
+        radius = self.eps * radius ** (1 / max(1, images[:1].numel()))  # volume grows with the radius's d-th power
+        return boxed(images, _scaled(direction, radius / _norm(direction)))
+
+    def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
+        gradient = gradient.to(z.dtype)
+        # by the largest entry first: squares of a confident network's gradients underflow in float32
+        unit = _scaled(gradient, 1 / _nonzero(gradient.flatten(1).abs().amax(1, keepdim=True)))
+        moved = z + size * _scaled(unit, 1 / _norm(unit))
+        return boxed(images, _scaled(moved, (self.eps / _norm(moved)).clamp(max=1)))
+
+    def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        return (adversarial - images).flatten(1).norm(dim=1)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """[B, 1] Euclidean norms, those of zero as 1: what is divided by them is zero too."""
+    return _nonzero(tensor.flatten(1).norm(dim=1, keepdim=True))
+
+
+def _nonzero(norm: Tensor) -> Tensor:
+    return norm.masked_fill(norm == 0, 1)
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Each row times its factor [B, 1]."""
+    return tensor * factor.view(-1, *[1] * (tensor.dim() - 1))

@@ -1,0 +1,85 @@
+"""The pyramid threat model: patches of several sizes move as wholes, large ones far, pixels a little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robust_train.keyed import Key, uniform
+from robust_train.nouns import Threat
+from robust_train.read.registry import Number, threats
+
+Levels = tuple[Tensor, ...]
+
+
+@threats.register("pyramid")
+@dataclass(frozen=True)
+class Pyramid(Threat):
+    """Sums of levels: in level s every s x s patch has one offset a channel, at most eps, times a multiplier.
+
+        clips="sum":   x' = clip(x + sum_s m_s U_s(clip(z_s, -eps, eps)), 0, 1)                     (the paper)
+        clips="each":  x_0 = x,  x_l = clip(x_{l-1} + m_l U_l(clip(z_l, -eps, eps)), 0, 1),  x' = x_L     (its code)
+        step:          z_s' = clip(z_s + size sign(dl/dz_s), -eps, eps)
+
+    U_s repeats each entry over its patch. The step's gradient goes back through the clips: a saturated pixel passes
+    none to the levels before it. Herrmann et al. 2022 (arXiv 2111.15121, section 3.2). Their images are in [-1, 1] and
+    ours in [0, 1], so their eps 6/255 and step 1/255 are eps 3/255 and step_size 0.5/255 here. `z` is a tuple of
+    [B, C, H / s, W / s], one for each level.
+    """
+
+    eps: Number  # largest offset of every level before its multiplier, pixels in [0, 1]: half of the paper's number
+    levels: tuple[int, ...] = (32, 16, 1)  # patch sizes s in pixels, coarse to fine; each divides height and width
+    multipliers: tuple[float, ...] = (20.0, 10.0, 1.0)  # m_s, one a level
+    clips: Literal["each", "sum"] = "each"  # to [0, 1] after each level, in their order, or once
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, (int, float)) and not 0 <= self.eps <= 1:
+            raise ValueError(f"eps={self.eps:g} is not in [0, 1]: pixels live in [0, 1], so say eps={self.eps:g}/255")
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"levels={list(self.levels)} must be patch sizes of at least one pixel, one or more of them")
+        if len(self.levels) != len(self.multipliers):
+            raise ValueError(
+                f"{len(self.levels)} levels and {len(self.multipliers)} multipliers: give one multiplier a level"
+            )
+
+    def start(self, images: Tensor, key: Key) -> Levels:
+        return tuple(
+            (2 * uniform(key.at(level), zero.shape, images.device, images.dtype) - 1) * self.eps
+            for level, zero in enumerate(self.zero(images))
+        )
+
+    def zero(self, images: Tensor) -> Levels:
+        height, width = images.shape[-2:]
+        wrong = [patch for patch in self.levels if height % patch or width % patch]
+        if wrong:
+            fits = [patch for patch in range(1, height + 1) if height % patch == 0 and width % patch == 0]
+            raise ValueError(
+                f"levels={list(self.levels)}: patches of {', '.join(map(str, wrong))} pixels do not tile images of "
+                f"{height} x {width}; use some of {', '.join(map(str, fits))}"
+            )
+        return tuple(images.new_zeros(*images.shape[:2], height // patch, width // patch) for patch in self.levels)
+
+    def apply(self, images: Tensor, z: Levels) -> Tensor:
+        moved = images
+        for patch, multiplier, level in zip(self.levels, self.multipliers, z, strict=True):
+            offset = level.clamp(-self.eps, self.eps).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+            moved = moved + multiplier * offset
+            if self.clips == "each":
+                moved = moved.clamp(0, 1)
+        return moved.clamp(0, 1)
+
+    def step(self, images: Tensor, z: Levels, gradient: Tensor, size: float) -> Levels:
+        with torch.enable_grad():  # through `apply` itself, so that the clips are exactly those of the image
+            held = tuple(level.detach().requires_grad_() for level in z)
+            slopes = torch.autograd.grad(self.apply(images, held), held, gradient.to(images.dtype))
+        return tuple(
+            (level + size * torch.where(slope.isnan(), slope, slope.sign())).clamp(-self.eps, self.eps)
+            for level, slope in zip(z, slopes, strict=True)
+        )
+
+    def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        """max |x' - x| / sum_s m_s: the least eps that could have done it, were every level of one sign."""
+        return (adversarial - images).flatten(1).abs().amax(1) / sum(abs(m) for m in self.multipliers)
