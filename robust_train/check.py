@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robust_train.engines.engine import part_size
+from robust_train.engines.execution import part_size
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 

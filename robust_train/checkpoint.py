@@ -67,9 +67,14 @@ def write(
         manifest = {"form": 1, "ranks": place.world, "sha256": dict(sorted(checksums.items()))}
         (making / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _finish(making / "manifest.json")
-        shutil.rmtree(folder, ignore_errors=True)
+        _sync(making)
+        before = folder.with_name(folder.name + ".before")
+        if folder.exists():  # of an update that was done again: never a moment without a whole one
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(folder, before)
         os.replace(making, folder)
         _sync(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
     gather(None)
 
 
@@ -128,7 +133,17 @@ def best(run_folder: Path) -> Path | None:
     path = run_folder / "checkpoints" / "best.json"
     if not path.is_file():
         return None
-    return path.parent / json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+    folder = path.parent / json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+    return folder if folder.is_dir() else None
+
+
+def mark_best(run_folder: Path, name: str | None, accuracy: float) -> None:
+    """Say in best.json which checkpoint did best. A checkpoint knows it too, so this file follows what is gone on from."""
+    path = run_folder / "checkpoints" / "best.json"
+    if name is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomically(path, json.dumps({"checkpoint": name, "accuracy": accuracy}) + "\n")
 
 
 def prune(run_folder: Path, keep: int) -> None:
@@ -178,9 +193,3 @@ def _sync(folder: Path) -> None:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def scalars(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state of one parameter, split into tensors and plain numbers."""
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, {key: value for key, value in state.items() if key not in tensors}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from robust_train import checkpoint
-from robust_train.engines.engine import fit_weights
+from robust_train.engines.saved import fit_weights
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm

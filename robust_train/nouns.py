@@ -103,6 +103,13 @@ def at(value: Any, update: int, updates: int) -> Any:
     return value
 
 
+def number(value: float | Schedule) -> float:
+    """A number that may be a schedule in a run, where it must be a number by now."""
+    if isinstance(value, Schedule):
+        raise ValueError(f"{value} stands where a number is needed: take at(..., update, updates) of what holds it first")
+    return value
+
+
 class Threat(Noun, ABC):
     """A set of allowed perturbations with coordinates `z`, and how to move in it.
 

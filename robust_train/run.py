@@ -19,7 +19,7 @@ import robust_train.objectives
 import robust_train.threats  # noqa: F401
 from robust_train.checkpoint import Keep
 from robust_train.engines.average import Average
-from robust_train.engines.engine import Execution, Guard
+from robust_train.engines.execution import Execution, Guard
 from robust_train.engines.optim import Optimiser
 from robust_train.evaluate.accuracy import Validate
 from robust_train.keyed import Key

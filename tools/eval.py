@@ -37,7 +37,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m tools.eval", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="a run's folder (its best checkpoint, else its newest) or a checkpoint")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="a run's folder (its best checkpoint, else its newest) or a checkpoint"
+    )
     parser.add_argument("--model", help="instead: a timm model by name")
     parser.add_argument("--weights", help="its weights: a local safetensors or pth file")
     parser.add_argument("--data", help="validation shards (path, glob, brace list, URL); default: the run's own")
@@ -49,7 +51,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="PGD steps (50)")
     parser.add_argument("--step-size", type=number, help="default: 2.5 eps / steps")
     parser.add_argument("--restarts", type=int, default=2, help="independent random starts; the worst counts (2)")
-    parser.add_argument("--curve", type=int, default=4, help="points of the curve up to 2 eps, one start each (4); 0: none")
+    parser.add_argument(
+        "--curve", type=int, default=4, help="points of the curve up to 2 eps, one start each (4); 0: none"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the attacks' random starts (0)")
     parser.add_argument("--chunk", type=int, default=256, help="consecutive images that are attacked together (256)")
     parser.add_argument("--raw", action="store_true", help="the weights themselves where the run kept an average too")
@@ -110,7 +114,9 @@ def evaluate(asked: argparse.Namespace) -> dict[str, Any]:
     curve = [Figure("clean", int(judged.clean.sum()), count, 0.0)]
     for radius in spread(eps, asked.curve) if asked.curve else ():
         one = pgd(of_radius(threat, radius), asked.steps, None, 1)
-        curve.append(Figure(one.label, int(run(one, f"{one.label} eps {radius:.4g}").robust.sum()), count, radius, tree_of(one)))
+        curve.append(
+            Figure(one.label, int(run(one, f"{one.label} eps {radius:.4g}").robust.sum()), count, radius, tree_of(one))
+        )
     names = data.names()
     per_class = judged.per_class(network.classes)
     show(name, threat, figures, curve, per_class, names, asked)
@@ -147,10 +153,14 @@ def subject(asked: argparse.Namespace, device: str) -> tuple[Any, Dataset, Threa
     run = run_of(asked.checkpoint)
     network = load(asked.checkpoint, device, averaged=not asked.raw)
     data = run.data if asked.data is None else replace(run.data, validation=asked.data)
-    own = next((a.threat for a in (run.validate.final, run.validate.attack, getattr(run.objective, "attack", None)) if a), None)
+    own = next(
+        (a.threat for a in (run.validate.final, run.validate.attack, getattr(run.objective, "attack", None)) if a), None
+    )
     if asked.threat is not None and (own is None or own.use != asked.threat):
         if asked.eps is None:
-            raise ConfigError(f"--threat {asked.threat} needs --eps: the run was trained for {own.use if own else 'none'}")
+            raise ConfigError(
+                f"--threat {asked.threat} needs --eps: the run was trained for {own.use if own else 'none'}"
+            )
         own = threats[asked.threat](eps=asked.eps)
     elif own is None or asked.eps is not None:
         if asked.eps is None:
@@ -191,9 +201,13 @@ def progress(label: str, total: int | None):
     def shown():
         console = Console(file=sys.stderr)
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
             TextColumn("clean {task.fields[clean]:.1%} robust {task.fields[robust]:.1%}"),
-            console=console, disable=not console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
         )
         with bar:
             task = bar.add_task(label, total=total, clean=0.0, robust=0.0)
@@ -215,7 +229,9 @@ def show(name, threat, figures: list[Figure], curve: list[Figure], per_class, na
         table.add_column(column, justify="left" if column == "figure" else "right")
     for figure in figures:
         low, high = figure.interval
-        table.add_row(figure.name, f"{figure.accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{figure.right} / {figure.images}")
+        table.add_row(
+            figure.name, f"{figure.accuracy:.2%}", f"{low:.1%} to {high:.1%}", f"{figure.right} / {figure.images}"
+        )
     console.print(table)
     if len(curve) > 1:
         against = Table(title="accuracy against eps, one start each")
@@ -250,7 +266,9 @@ def draw(asked, network, data, attack, curve, name, device) -> list[Path]:
         logits = network(batch.images), network(adversarial)
     written = [folder / "eval-attack.png"]
     written[0].write_bytes(
-        pictures.attack_picture(batch.images, adversarial, batch.targets, *logits, data.names(), f"{name}, {attack.label}")
+        pictures.attack_picture(
+            batch.images, adversarial, batch.targets, *logits, data.names(), f"{name}, {attack.label}"
+        )
     )
     if len(curve) > 1:
         written.append(folder / "eval-curve.png")

@@ -47,7 +47,10 @@ def replay(folder: Path, project: str | None = None, entity: str | None = None, 
     rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in jsonl.read(folder / "metrics.jsonl"):
         rows[record["update"]].append(record)
-    timed = {row["update"]: row for row in jsonl.read(folder / "timing.jsonl") if "update" in row}
+    timed: dict[int, dict[str, Any]] = defaultdict(dict)
+    for row in jsonl.read(folder / "timing.jsonl"):
+        if "update" in row:
+            timed[row["update"]] |= row
     pictures = defaultdict(list)
     for path in sorted((folder / "pictures").glob("*.png")):
         if found := PICTURE.fullmatch(path.name):

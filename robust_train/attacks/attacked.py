@@ -29,7 +29,7 @@ def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
             f"{type(network).__name__} wraps a network for distributed training, and an attack through the wrapper "
             "costs collectives or corrupts the update: attack its .module"
         )
-    module = network if isinstance(network, nn.Module) else getattr(network, "plain", None)
+    module: Any = network if isinstance(network, nn.Module) else getattr(network, "plain", None)
     if not isinstance(module, nn.Module):
         with torch.enable_grad():
             yield
@@ -47,7 +47,7 @@ def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
 
 @contextmanager
 def masks(network: Any, drops: Drops, key: Key, step: int) -> Iterator[None]:
-    """Dropout and stochastic depth for one forward of an attack: off, one draw for all steps, or a new one each step."""
+    """Dropout and stochastic depth for one forward of an attack: off, one draw for all steps, or one each step."""
     if not hasattr(network, "drops"):
         yield
         return

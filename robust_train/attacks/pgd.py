@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import Drops, Norm, attacked, masks
-from robust_train.keyed import Key, integers
+from robust_train.keyed import Key, integers, normal
 from robust_train.losses import cross_entropy
-from robust_train.nouns import Attack, PerImage, Threat
+from robust_train.nouns import Attack, PerImage, Threat, number
 from robust_train.read.registry import Number, attacks
+
+NOISE = 1e-3  # standard deviation of the noise that TRADES starts from: at the image itself its gradient is 0
 
 
 @attacks.register("pgd")
@@ -29,7 +31,9 @@ class PGD(Attack):
     threat: Threat
     steps: int  # gradients per image
     step_size: Number  # in the threat's unit; for linf pixels in [0, 1], so 2/255 is two grey levels
-    start: Literal["random", "zero"] = "random"  # a random point of the threat model, or the image itself
+    start: Literal["random", "zero", "noise"] = (
+        "random"  # a random point of the set, the image, or the image + 0.001 N(0, 1)
+    )
     keep: Literal["last", "best"] = "last"  # the last iterate, or the one with the largest loss (one forward more)
     targets: Literal["label", "random"] = "label"  # away from the label, or towards a class drawn once an image
     eot: int = 1  # gradients averaged a step, over the network's own randomness
@@ -42,27 +46,43 @@ class PGD(Attack):
         if self.eot < 1:
             raise ValueError(f"eot={self.eot} must be at least 1: it counts the gradients averaged a step")
 
-    def __call__(
-        self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None
-    ) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
         with attacked(network, self.norm):
-            z = self.threat.start(images, key.of("start")) if self.start == "random" else self.threat.zero(images)
-            best = _Best(self.threat)
+            z = self._first(images, key)
+            best = Best(self.threat)
             for step in range(self.steps):
                 value, gradient, targets = self._ascent(network, images, z, targets, key, loss, step)
                 if self.keep == "best":
                     best.see(z, value)
-                z = self.threat.step(images, z, gradient, self.step_size)
+                z = self.threat.step(images, z, gradient, number(self.step_size))
             if self.keep == "best" and self.steps:
+                last = self.steps * self.eot  # the draw after those of the gradients
                 with torch.no_grad():
-                    best.see(z, self._value(network, self.threat.apply(images, z), targets, key, loss, self.steps))
+                    best.see(z, self._value(network, self.threat.apply(images, z), targets, key, loss, last))
                 z = best.z
             return self.threat.apply(images, z)
 
-    def _ascent(self, network, images, z, targets, key, loss, step) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss [B] to be raised, its gradient for the images, and the targets, drawn at the first step if random."""
+    def _first(self, images: Tensor, key: Key) -> Any:
+        """Where the ascent starts."""
+        if self.start == "random":
+            return self.threat.start(images, key.of("start"))
+        zero = self.threat.zero(images)
+        if self.start == "zero":
+            return zero
+        levels = zero if isinstance(zero, tuple) else (zero,)
+        noisy = tuple(
+            level + NOISE * normal(key.of("noise").at(number), level.shape, level.device, level.dtype)
+            for number, level in enumerate(levels)
+        )
+        # a step of size 0 projects: a small eps bounds the noise too
+        return self.threat.step(images, noisy if isinstance(zero, tuple) else noisy[0], torch.zeros_like(images), 0.0)
+
+    def _ascent(
+        self, network: Any, images: Tensor, z: Any, targets: Tensor, key: Key, loss: PerImage, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss [B] to be raised, its gradient for the images, and the targets, drawn at step 0 where random."""
         if self.targets == "random" and step == 0:
             targets = integers(key.of("targets"), (len(images),), _classes(network, images), images.device)
         adversarial = self.threat.apply(images, z).detach().requires_grad_()
@@ -74,7 +94,7 @@ class PGD(Attack):
         (gradient,) = torch.autograd.grad(value.sum(), adversarial)
         return value.detach(), gradient, targets
 
-    def _value(self, network, adversarial, targets, key, loss, draw) -> Tensor:
+    def _value(self, network: Any, adversarial: Tensor, targets: Tensor, key: Key, loss: PerImage, draw: int) -> Tensor:
         """[B] what is raised: the loss, or minus the loss towards a drawn class."""
         with masks(network, self.drops, key.of("drops"), draw):
             value = loss(network(adversarial), targets)
@@ -84,14 +104,17 @@ class PGD(Attack):
         return 2 * self.steps * self.eot + (self.keep == "best" and self.steps > 0)
 
 
-class _Best:
+class Best:
     """The iterate with the largest loss so far, image by image, without a host sync."""
 
     def __init__(self, threat: Threat) -> None:
-        self.threat, self.z, self.value = threat, None, None
+        self.threat = threat
+        self.z: Any = None
+        self.value: Tensor | None = None
 
     def see(self, z: Any, value: Tensor) -> None:
-        if self.z is None:
+        """Keep the rows of `z` whose `value` [B] is larger than what was seen before."""
+        if self.value is None:
             self.z, self.value = z, value
             return
         better = value > self.value

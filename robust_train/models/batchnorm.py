@@ -8,6 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robust_train.read.errors import ConfigError
+
+KNOWN = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")
+"""Classes whose forward is batch normalisation and, in timm's, what they carry as `drop` and `act` after it."""
+FROZEN = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+"""Classes with running statistics that nothing moves: they see every image alone."""
 
 
 @dataclass
@@ -17,43 +25,54 @@ class Norms:
     group: int  # consecutive positions that share statistics (a paper's per-device batch)
     use: Literal["group", "running"] = "group"
     record: bool = True  # whether forwards with a graph count towards the running statistics
+    images: int | None = None  # images of the forward that runs; None: as many as a layer sees rows
 
 
-class GroupedBatchNorm(nn.BatchNorm2d):
+class GroupedBatchNorm(_BatchNorm):
     """Batch normalisation whose batch is `group` consecutive images, whichever rank or part holds them.
 
         y = w (x - mean_g) / sqrt(var_g + eps) + b,    running <- (1 - m) running + m mean over all groups of (mean_g, var_g)
 
-    Groups never meet in a forward: no collective. The running statistics are moved once an update, by the engine, from
-    what was recorded here and summed over parts and ranks. A part smaller than a group, or its rest, is a group of its own.
-    Parameters and buffers are named as in nn.BatchNorm2d. `then` is what timm's BatchNormAct2d does after the norm.
+    x [n B, C, ...]: n rows an image, side by side (a layer that flattens tokens has n > 1). Groups never meet in a
+    forward: no collective. The running statistics are moved once an update, by the engine, from what was recorded here
+    and summed over parts and ranks. A part smaller than a group, or its rest, is a group of its own. Parameters and
+    buffers are named as in nn.BatchNorm2d. Raises ConfigError where a group has one value a channel: no variance.
     """
 
     recorded: Tensor  # [2 C + 1]: sums over groups of mean and unbiased variance, and the number of groups
 
-    def __init__(self, norm: nn.BatchNorm2d, norms: Norms) -> None:
+    def __init__(self, norm: _BatchNorm, norms: Norms, name: str = "") -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, track_running_stats=True)
         self.load_state_dict(norm.state_dict())
-        reference = self.running_mean
-        assert reference is not None
-        self.register_buffer("recorded", torch.zeros(2 * norm.num_features + 1, dtype=reference.dtype), persistent=False)
+        for own, given in zip(self.parameters(), norm.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
+        self.to(norm.running_mean.dtype)  # type: ignore[union-attr]  # `group_batchnorms` saw that it is there
+        recorded = torch.zeros(2 * norm.num_features + 1, dtype=self.running_mean.dtype)  # type: ignore[union-attr]
+        self.register_buffer("recorded", recorded, persistent=False)
         self.norms = norms
+        self.name = name  # in the model, for errors
         # timm's BatchNormAct2d carries dropout and activation; they have no parameters, so no name changes
         self.drop = getattr(norm, "drop", nn.Identity())
         self.act = getattr(norm, "act", nn.Identity())
         self.train(norm.training)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.norms.use == "running":
-            normed = F.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            normed = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            groups = [self._normalise(group) for group in images.split(self.norms.group)]
+            rows = len(x) // (self.norms.images or len(x))  # of each image
+            groups = [self._normalise(group) for group in x.split(self.norms.group * max(1, rows))]
             normed = groups[0] if len(groups) == 1 else torch.cat(groups)
         return self.act(self.drop(normed))
 
     def _normalise(self, group: Tensor) -> Tensor:
+        if group.numel() == self.num_features:
+            raise ConfigError(
+                f"layer {self.name!r} sees one value a channel in a group of {self.norms.group}: BatchNorm has no "
+                "variance there. Set network.group to 2 or more (and the batch to whole groups), or take larger images."
+            )
         # momentum 1 leaves the group's own mean and unbiased variance in the buffers given
-        mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)  # type: ignore[arg-type]
         normed = F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         if self.norms.record and torch.is_grad_enabled():
             self.recorded += torch.cat([mean, variance, mean.new_ones(1)])
@@ -61,22 +80,38 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def move(self, recorded: Tensor) -> None:
-        """Move the running statistics by what all parts and ranks recorded, [2 C + 1]; no group, no move."""
-        mean, variance, groups = recorded.to(self.running_mean.dtype).split([self.num_features, self.num_features, 1])
-        share = torch.where(groups > 0, 0.1 if self.momentum is None else self.momentum, 0.0)
+        """Move the running statistics by what all parts and ranks recorded, [2 C + 1]; no group, no move.
+
+        Without a momentum the move is 1 / (moves so far + 1), as nn.BatchNorm2d has it: a plain average.
+        """
+        mean, variance, groups = recorded.to(self.recorded.dtype).split([self.num_features, self.num_features, 1])
+        moves = (groups > 0).to(groups.dtype)
+        self.num_batches_tracked += moves.long().squeeze()  # type: ignore[operator]
+        average = self.momentum is None
+        share = moves / self.num_batches_tracked.clamp(min=1) if average else moves * self.momentum  # type: ignore
         groups = groups.clamp(min=1)
-        self.running_mean.lerp_(mean / groups, share)
-        self.running_var.lerp_(variance / groups, share)
-        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean / groups, share)  # type: ignore[union-attr]
+        self.running_var.lerp_(variance / groups, share)  # type: ignore[union-attr]
 
 
 def group_batchnorms(model: nn.Module, norms: Norms) -> list[GroupedBatchNorm]:
-    """Replace every BatchNorm2d (timm's BatchNormAct2d too) of `model` in place; returns the new ones, in order."""
-    made = []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, GroupedBatchNorm):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            grouped = GroupedBatchNorm(module, norms)
-            setattr(parent, name.rpartition(".")[2], grouped)
-            made.append(grouped)
-    return made
+    """Replace every BatchNorm of `model` (1d to 3d, synchronised, timm's with activation) in place; the new ones, in order.
+
+    Frozen ones stay. Raises ConfigError for what normalises over a batch in any other way.
+    """
+    grouped: dict[nn.Module, GroupedBatchNorm] = {}  # a module that stands in two places stays one module
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        kind = type(module).__name__
+        if isinstance(module, GroupedBatchNorm) or kind in FROZEN:
+            continue
+        buffers = dict(module.named_buffers(recurse=False))
+        if isinstance(module, _BatchNorm) and kind in KNOWN and "running_mean" in buffers and name:
+            made = grouped.get(module) or GroupedBatchNorm(module, norms, name)
+            grouped[module] = made
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+        elif isinstance(module, _BatchNorm) or {"running_mean", "running_var"} & set(buffers):
+            raise ConfigError(
+                f"layer {name!r} ({kind}) normalises over the batch in a way that has no form for groups of images, so "
+                "its numbers would depend on the ranks. Choose a variant of the model with another normalisation."
+            )
+    return list(grouped.values())

@@ -45,7 +45,7 @@ class Blueprint:
         if self.checkpointing:
             from robust_train.models.checkpointing import checkpoint_blocks
 
-            checkpoint_blocks(network.model, network.masks)
+            checkpoint_blocks(network.model, network.masks, network.norms)
         return network
 
     def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,5 @@
 """Objectives: what one update minimises."""
 
-from robust_train.objectives import madry, plain
+from robust_train.objectives import generalized, interpolated, madry, plain, pyramid, trades
 
-__all__ = ["madry", "plain"]
+__all__ = ["generalized", "interpolated", "madry", "plain", "pyramid", "trades"]

@@ -18,7 +18,7 @@ class Madry(Objective):
 
         L = H(f(x'), y),    x' = attack(x)
 
-    Madry et al. 2018 (arXiv 1706.06083, equation 2.1). Costs the attack and one forward and backward: 2K + 3 for K steps.
+    Madry et al. 2018 (arXiv 1706.06083, equation 2.1). Costs the attack, one forward and one backward: 2K+3.
     """
 
     attack: Attack

@@ -6,12 +6,30 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from robust_train.records.tracking import Shown
 
-Forecast = Callable[[float], str]
-"""The seconds that the whole run takes at its present pace -> what to say of them ("0.4 device-hours, 0.1 kWh")."""
+
+class Expected(Protocol):
+    """What Progress asks of a forecast; its text is said once, its figures are kept current."""
+
+    @property
+    def batch(self) -> int:
+        """Images an update."""
+
+    @property
+    def devices(self) -> int:
+        """Devices that work at once."""
+
+    @property
+    def rate(self) -> float | None:
+        """Cost or energy of a device-hour."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of `rate`."""
+
 
 LINE_SECONDS = 10.0  # between two plain lines
 WINDOW = 200  # updates whose mean time is the pace
@@ -50,7 +68,7 @@ class Progress:
         name: str,
         updates: int,
         mode: Shown = "auto",
-        forecast: Forecast | None = None,
+        forecast: Expected | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,9 +112,10 @@ class Progress:
 
     def add(self, update: int, metrics: Mapping[str, Any]) -> None:
         """The metrics of an update: its loss and every accuracy are shown."""
+        if update < self.updates:  # the evaluation at the end counts as no update
+            self.pace.add(update)
         if self.mode == "off":
             return
-        self.pace.add(update)
         self._done = min(update + 1, self.updates)
         losses = sorted((key for key in metrics if key.split("/")[0] == "loss"), key=lambda key: (len(key), key))
         accuracies = sorted(key for key in metrics if key.startswith("accuracy/"))
@@ -126,10 +145,16 @@ class Progress:
         """Figures, time left and forecast, after one another."""
         words = list(self._figures.values())
         if (seconds := self.pace.seconds()) is not None:
-            if self._done < self.updates:
-                words.append(f"{duration(seconds * (self.updates - self._done))} left")
-            if self.forecast is not None:
-                words.append(self.forecast(seconds * self.updates))
+            left = seconds * (self.updates - self._done)
+            if self.forecast is not None and "images/s" not in self._figures:
+                words.append(f"{self.forecast.batch / seconds:,.0f} images/s")
+            if left > 0:
+                words.append(f"{duration(left)} left")
+            if left > 0 and self.forecast is not None:
+                hours = left * self.forecast.devices / 3600
+                words.append(f"{hours:.2g} device-hours")
+                if self.forecast.rate is not None:
+                    words.append(f"{hours * self.forecast.rate:.3g} {self.forecast.unit}")
         return ", ".join(words)
 
     def _show(self, last: bool) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import platform
 import re
+import resource
 import socket
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from torch import Tensor
 from robust_train.nouns import Place
 from robust_train.read.errors import CheckpointError
 from robust_train.records import jsonl
-from robust_train.records.progress import Forecast, Progress
+from robust_train.records.progress import Expected, Progress
 from robust_train.records.wandb import Tracker
 
 
@@ -37,16 +38,24 @@ class Records:
     after it again. So a kill in the middle of a line, or between a checkpoint and its manifest, leaves no trace.
     """
 
-    def __init__(self, run: Any, place: Place, forecast: Forecast | None = None) -> None:
+    def __init__(self, run: Any, place: Place, forecast: Expected | None = None) -> None:
         self.leads = place.leads
         self.folder = Path(run.folder)
         self.tracking = run.records
         self._place = place
+        self._updates = int(run.updates)
         self._metrics = jsonl.Lines(self.folder / "metrics.jsonl")
         self._timing = jsonl.Lines(self.folder / "timing.jsonl")
         self._progress = Progress(
-            run.name, run.updates, self.tracking.progress if self.leads else "off", forecast=forecast
+            run.name,
+            run.updates,
+            self.tracking.progress if self.leads else "off",
+            forecast=forecast,
+            clock=time.monotonic,
         )
+        self._began = self._latest = time.monotonic()
+        self._seen: int | None = None  # the last update that was counted
+        self._counted = 0  # updates of this start
         self._tracker: Tracker | None = None
         if self.leads:
             self._tracker = Tracker(self.folder, run.name, run.dump, self.tracking, self.say)
@@ -55,7 +64,7 @@ class Records:
         if self.leads:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._timing.append(self._start())
-            self._began = time.monotonic()
+            self._began = self._latest = time.monotonic()
             self._progress.start()
             if self._tracker is not None:
                 self._tracker.start()
@@ -86,16 +95,21 @@ class Records:
         self._metrics.append(record)
         self._progress.add(update, record)
         self._mirror(record)
+        if update < self._updates and update != self._seen:
+            self._seen, self._latest = update, time.monotonic()
+            self._counted += 1
+            if update % self.tracking.every == 0:
+                self.time(update, self._pace())
 
     def time(self, update: int, timing: Mapping[str, float]) -> None:
-        """Times, rates and memory of an update; every `records.every` updates a line of timing.jsonl."""
+        """Times, rates and memory of an update: a line of timing.jsonl, beside the one that every
+        `records.every` updates is written anyway (time since this start, time an update, images/s, memory)."""
         if not self.leads:
             return
         self._progress.time(timing)
-        if update % self.tracking.every == 0:
-            record = _record(update, {"time/run": round(time.monotonic() - self._began, 3), **timing})
-            self._timing.append(record)
-            self._mirror(record)
+        record = _record(update, {"time/run": round(time.monotonic() - self._began, 3), **timing})
+        self._timing.append(record)
+        self._mirror(record)
 
     def picture(self, update: int, name: str, image: Tensor | bytes | str | Path) -> Path | None:
         """Write pictures/NAME-UPDATE.png and return its path; None where pictures are off.
@@ -119,6 +133,20 @@ class Records:
         jsonl.replace(path, (json.dumps(merged, indent=2, ensure_ascii=False) + "\n").encode())
         if self._tracker is not None:
             self._tracker.summary(jsonl.parse(jsonl.line(values)))
+
+    def expect(self, forecast: Expected) -> None:
+        """Say what the run will take; progress keeps it current from then on."""
+        if self.leads:
+            self._progress.forecast = forecast
+            self.say(str(forecast))
+
+    def totals(self) -> dict[str, float]:
+        """Of this start: `images` trained on, `seconds` until the last of them, `images/s`; {} without a forecast."""
+        forecast = self._progress.forecast
+        if not self.leads or forecast is None:
+            return {}
+        images, seconds = self._counted * forecast.batch, self._latest - self._began
+        return {"images": images, "seconds": seconds} | ({"images/s": images / seconds} if images else {})
 
     def say(self, text: str) -> None:
         """One line to whoever watches, above the bar where there is one."""
@@ -144,7 +172,7 @@ class Records:
         """
         if not self.leads:
             return
-        if closed is None:
+        if not closed:
             self._metrics.open(self._before(update))
             return
         path, size = self._metrics.path, int(closed["bytes"])
@@ -167,6 +195,17 @@ class Records:
     def _mirror(self, record: dict[str, Any]) -> None:
         if self._tracker is not None:
             self._tracker.log(record)
+
+    def _pace(self) -> dict[str, float]:
+        """Seconds an update, images a second; the most memory held so far in MiB, by this process and on its device."""
+        pace: dict[str, float] = {"memory/host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        if torch.cuda.is_available() and str(self._place.device).startswith("cuda"):
+            pace["memory/device"] = torch.cuda.max_memory_allocated() / 2**20
+        if (seconds := self._progress.pace.seconds()) is not None:
+            pace["time/update"] = seconds
+            if self._progress.forecast is not None:
+                pace["images/s"] = self._progress.forecast.batch / seconds
+        return pace
 
     def _start(self) -> dict[str, Any]:
         """What timing.jsonl says of a start: when, where, with what."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robust_train.keyed import Key, uniform
+from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
 from robust_train.threats.ball import Ball, boxed, refuse_negative
 
@@ -43,7 +44,7 @@ class L1(Ball):
         size = -(1 - drawn).log()
         size = size[:, :-1] / size.sum(1, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
         side = 1 - 2 * (uniform(key.of("sign"), (len(images), count), images.device, images.dtype) < 0.5).to(size.dtype)
-        return boxed(images, (self.eps * side * size).view_as(images))
+        return boxed(images, (number(self.eps) * side * size).view_as(images))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
         gradient, place = gradient.to(z.dtype), images + z
@@ -55,7 +56,7 @@ class L1(Ball):
         chosen = ((g.abs() >= least) & (g != 0)) | g.isnan()
         sign = torch.where(g.isnan(), g, g.sign())  # torch.sign(NaN) is 0: it would hide the fault
         direction = torch.where(chosen, sign, 0) / chosen.sum(1, keepdim=True).clamp(min=1)
-        return project_l1_box(z + size * direction.view_as(z), images, self.eps)
+        return project_l1_box(z + size * direction.view_as(z), images, number(self.eps))
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).abs().sum(1)

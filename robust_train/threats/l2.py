@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robust_train.keyed import Key, normal, uniform
+from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
 from robust_train.threats.ball import Ball, boxed, refuse_negative
 
@@ -31,7 +32,9 @@ class L2(Ball):
     def start(self, images: Tensor, key: Key) -> Tensor:
         direction = normal(key.of("direction"), images.shape, images.device, images.dtype)
         radius = uniform(key.of("radius"), (len(images), 1), images.device, images.dtype)
-        radius = self.eps * radius ** (1 / max(1, images[:1].numel()))  # volume grows with the radius's d-th power
+        radius = number(self.eps) * radius ** (
+            1 / max(1, images[:1].numel())
+        )  # volume grows with the radius's d-th power
         return boxed(images, _scaled(direction, radius / _norm(direction)))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
@@ -39,7 +42,7 @@ class L2(Ball):
         # by the largest entry first: squares of a confident network's gradients underflow in float32
         unit = _scaled(gradient, 1 / _nonzero(gradient.flatten(1).abs().amax(1, keepdim=True)))
         moved = z + size * _scaled(unit, 1 / _norm(unit))
-        return boxed(images, _scaled(moved, (self.eps / _norm(moved)).clamp(max=1)))
+        return boxed(images, _scaled(moved, (number(self.eps) / _norm(moved)).clamp(max=1)))
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).norm(dim=1)

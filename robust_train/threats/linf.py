@@ -9,6 +9,7 @@ from torch import Tensor
 from robust_train.kernels.linf_start import linf_start
 from robust_train.kernels.linf_step import linf_step
 from robust_train.keyed import Key
+from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
 from robust_train.threats.ball import Ball
 
@@ -33,10 +34,10 @@ class Linf(Ball):
             )
 
     def start(self, images: Tensor, key: Key) -> Tensor:
-        return linf_start(images, key, self.eps)
+        return linf_start(images, key, number(self.eps))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
-        return linf_step(images, z, gradient, size, self.eps)
+        return linf_step(images, z, gradient, size, number(self.eps))
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).abs().amax(1)

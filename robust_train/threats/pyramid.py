@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_train.keyed import Key, uniform
-from robust_train.nouns import Threat
+from robust_train.nouns import Threat, number
 from robust_train.read.registry import Number, threats
 
 Levels = tuple[Tensor, ...]
@@ -39,7 +39,9 @@ class Pyramid(Threat):
         if isinstance(self.eps, (int, float)) and not 0 <= self.eps <= 1:
             raise ValueError(f"eps={self.eps:g} is not in [0, 1]: pixels live in [0, 1], so say eps={self.eps:g}/255")
         if not self.levels or min(self.levels) < 1:
-            raise ValueError(f"levels={list(self.levels)} must be patch sizes of at least one pixel, one or more of them")
+            raise ValueError(
+                f"levels={list(self.levels)} must be patch sizes of at least one pixel, one or more of them"
+            )
         if len(self.levels) != len(self.multipliers):
             raise ValueError(
                 f"{len(self.levels)} levels and {len(self.multipliers)} multipliers: give one multiplier a level"
@@ -47,7 +49,7 @@ class Pyramid(Threat):
 
     def start(self, images: Tensor, key: Key) -> Levels:
         return tuple(
-            (2 * uniform(key.at(level), zero.shape, images.device, images.dtype) - 1) * self.eps
+            (2 * uniform(key.at(level), zero.shape, images.device, images.dtype) - 1) * number(self.eps)
             for level, zero in enumerate(self.zero(images))
         )
 
@@ -63,20 +65,21 @@ class Pyramid(Threat):
         return tuple(images.new_zeros(*images.shape[:2], height // patch, width // patch) for patch in self.levels)
 
     def apply(self, images: Tensor, z: Levels) -> Tensor:
-        moved = images
+        moved, eps = images, number(self.eps)
         for patch, multiplier, level in zip(self.levels, self.multipliers, z, strict=True):
-            offset = level.clamp(-self.eps, self.eps).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+            offset = level.clamp(-eps, eps).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
             moved = moved + multiplier * offset
             if self.clips == "each":
                 moved = moved.clamp(0, 1)
         return moved.clamp(0, 1)
 
     def step(self, images: Tensor, z: Levels, gradient: Tensor, size: float) -> Levels:
+        eps = number(self.eps)
         with torch.enable_grad():  # through `apply` itself, so that the clips are exactly those of the image
             held = tuple(level.detach().requires_grad_() for level in z)
             slopes = torch.autograd.grad(self.apply(images, held), held, gradient.to(images.dtype))
         return tuple(
-            (level + size * torch.where(slope.isnan(), slope, slope.sign())).clamp(-self.eps, self.eps)
+            (level + size * torch.where(slope.isnan(), slope, slope.sign())).clamp(-eps, eps)
             for level, slope in zip(z, slopes, strict=True)
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
-from robust_train.nouns import PerImage
+from robust_train.nouns import PerImage, number
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number
 
@@ -24,7 +24,7 @@ class Weights:
         v_l = gamma ||w_l|| / ||g_l|| g_l,    g_l = the gradient of the group's mean loss for w_l
 
     One ascent step, taken for each group of consecutive images alone: no collective, and no result depends on ranks or
-    parts. Biases, norms and embeddings stay. Wu et al. 2020 (arXiv 2004.05884, equation 10 with one step). Costs 3
+    parts. Biases, norms and embeddings stay. Wu et al. 2020 (arXiv 2004.05884). Costs 3
     forward passes for the direction, and those of the forward and backward at w + v.
     """
 
@@ -60,7 +60,7 @@ class Weights:
         return torch.cat(logits)
 
     def direction(
-        self, network: nn.Module, images: Tensor, targets: Tensor, loss: PerImage = cross_entropy
+        self, network: Any, images: Tensor, targets: Tensor, loss: PerImage = cross_entropy
     ) -> dict[str, Tensor]:
         """v by parameter name. BatchNorm as it stands, nothing recorded; parameters and their gradients untouched."""
         weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if _moves(name, p)}
@@ -77,7 +77,7 @@ class Weights:
         """v = gamma ||w|| / ||g|| g of one tensor; 0 where there is no gradient."""
         gradient = gradient.to(weight.dtype)
         length = gradient.norm()
-        return self.gamma * weight.detach().norm() / torch.where(length == 0, 1, length) * gradient
+        return number(self.gamma) * weight.detach().norm() / torch.where(length == 0, 1, length) * gradient
 
 
 def moved(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -26,6 +26,16 @@ class Toy:
         return f"name: {self.name}\nupdates: {self.updates}\nobjective: {{use: madry, attack: {{steps: 7}}}}\n"
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What Records asks of a forecast."""
+
+    batch: int = 64
+    devices: int = 2
+    rate: float | None = None
+    unit: str = "kWh"
+
+
 def metrics(update: int) -> dict[str, float]:
     """Numbers with many digits."""
     return {"loss": math.exp(-update / 7) / 3, "accuracy/train": math.sin(update) ** 2}
@@ -39,7 +49,6 @@ def work(run: Toy, every: int = 5) -> None:
         records.resume(start, closed)
         for update in range(start, run.updates):
             records.add(update, metrics(update))
-            records.time(update, {"images/s": 100.0})
             if update % 4 == 3:
                 records.add(update, {"accuracy/pgd20": 1 / (update + 2)})
             if (update + 1) % every == 0:

@@ -10,13 +10,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded_run import QUIET, Toy, metrics, work
+from recorded_run import QUIET, Expected, Toy, metrics, work
 
 from robust_train.nouns import Place
 from robust_train.read.errors import CheckpointError
@@ -190,6 +191,29 @@ def test_timing_goes_on_over_starts_and_each_start_is_told(tmp_path):
         ["device", "host", "python", "start", "torch", "world"]
     ] * 2
     assert [row["update"] for row in rows if "update" in row] == list(range(40))
+    assert all("memory/host" in row for row in rows if "update" in row)
+
+
+def test_images_and_their_rate_are_counted_from_updates_not_from_lines(tmp_path, monkeypatch):
+    """Six updates of 64 images, one second each; two of them have a second line, the evaluation takes an hour."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    run = Toy(str(tmp_path), updates=6)
+    with Records(run, Place()) as records:
+        assert records.totals() == {}
+        records.expect(Expected(batch=64))
+        assert records.totals() == {"images": 0, "seconds": 0.0}
+        for update in range(6):
+            clock.now += 1
+            records.add(update, {"loss": 1.0})
+            if update % 3 == 0:
+                records.add(update, {"accuracy/pgd20": 0.5})
+        clock.now += 3600
+        records.add(run.updates, {"accuracy/clean": 0.5})
+        assert records.totals() == {"images": 384, "seconds": 6.0, "images/s": 64.0}
+    timed = [row for row in jsonl.read(tmp_path / "timing.jsonl") if "update" in row]
+    assert [(row["update"], row["time/run"]) for row in timed] == [(update, update + 1.0) for update in range(6)]
+    assert [(row["time/update"], row["images/s"]) for row in timed[1:]] == [(1.0, 64.0)] * 5
 
 
 def test_other_ranks_write_nothing(tmp_path):
@@ -199,6 +223,8 @@ def test_other_ranks_write_nothing(tmp_path):
         records.time(0, {"images/s": 1.0})
         records.summary({"images": 1})
         records.say("nothing")
+        records.expect(Expected())
+        assert records.totals() == {}
         assert records.picture(0, "attack", torch.zeros(1, 4, 4)) is None
         assert records.close_segment(1) == {}
     assert not (tmp_path / "run").exists()

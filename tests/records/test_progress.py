@@ -6,6 +6,7 @@ import io
 import re
 
 import pytest
+from recorded_run import Expected
 
 from robust_train.records.progress import Pace, Progress, duration
 
@@ -86,9 +87,16 @@ def test_plain_lines_hold_no_control_characters():
 
 
 def test_the_forecast_is_kept_current():
-    """The whole run of 100 updates at 2 s each: 200 s."""
-    text = shown(forecast=lambda seconds: f"{seconds / 3600:.4f} device-hours")
-    assert text.splitlines()[-1].endswith("1 min 48 s left, 0.0556 device-hours")
+    """54 updates of 2 s are left, on 2 devices: 216 device-seconds; at 5 kWh an hour 0.3 kWh."""
+    text = shown(forecast=Expected(devices=2, rate=5.0)).splitlines()[-1]
+    assert text.endswith("1 min 48 s left, 0.06 device-hours, 0.3 kWh")
+    assert "1,234 images/s" in text
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress("demo", 10, stream=stream, clock=clock, forecast=Expected(batch=64))
+    for update in range(10):
+        clock.now += 0.5
+        progress.add(update, {"loss": 1.0})
+    assert stream.getvalue().splitlines()[-1] == "update 10/10 (100 %), loss 1, 128 images/s"
 
 
 def test_a_resumed_run_goes_on_from_its_update():

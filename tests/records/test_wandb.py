@@ -43,7 +43,6 @@ def work(run: Toy) -> None:
     with Records(run, Place()) as records:
         for update in range(run.updates):
             records.add(update, metrics(update))
-            records.time(update, {"images/s": 50.0 + update})
         records.add(run.updates - 1, {"accuracy/pgd20": 0.25})
         records.picture(run.updates - 1, "attack", torch.rand(3, 8, 8))
         records.summary({"accuracy/clean": 0.75, "images": 360})
@@ -100,9 +99,9 @@ def test_everything_is_mirrored_in_order_with_update_as_the_axis(tmp_path, fake)
     assert given["config"] == {"name": "toy", "updates": 6, "objective": {"use": "madry", "attack": {"steps": 7}}}
     assert vars(given["settings"]) == {"silent": True, "init_timeout": ours.INIT_SECONDS}
     assert fake.metrics == [(("update",), {}), (("*",), {"step_metric": "update"})]
-    rows = [row for row in fake.rows if "images/s" not in row and "pictures/attack" not in row]
+    rows = [row for row in fake.rows if "time/run" not in row and "pictures/attack" not in row]
     assert rows == jsonl.read(tmp_path / "run" / "metrics.jsonl")
-    timed = [row for row in fake.rows if "images/s" in row]
+    timed = [row for row in fake.rows if "time/run" in row]
     assert timed == [row for row in jsonl.read(tmp_path / "run" / "timing.jsonl") if "update" in row]
     assert [row["update"] for row in timed] == [0, 2, 4]
     picture = str(tmp_path / "run" / "pictures" / "attack-5.png")
@@ -203,7 +202,7 @@ def test_a_replay_is_one_run_in_the_order_of_updates_with_the_last_times(tmp_pat
     assert (given["id"], given["project"], given["tags"]) == (new, "other", ["replay"])
     assert new.startswith((tmp_path / "wandb-id").read_text().strip())
     assert [row["update"] for row in fake.rows] == sorted(row["update"] for row in fake.rows)
-    assert len([row for row in fake.rows if "images/s" in row]) == 3
+    assert len([row for row in fake.rows if "time/run" in row]) == 3
     assert [row for row in fake.rows if "loss" in row or "accuracy/pgd20" in row] == jsonl.read(
         tmp_path / "metrics.jsonl"
     )
@@ -220,7 +219,7 @@ def test_an_offline_run_holds_config_history_summary_and_picture(tmp_path):
     assert told.config == {"name": "toy", "updates": 6, "objective": {"use": "madry", "attack": {"steps": 7}}}
     assert told.identity == (tmp_path / "wandb-id").read_text().strip()
     assert told.metrics() == jsonl.read(tmp_path / "metrics.jsonl")
-    assert [row["images/s"] for row in told.history if "images/s" in row] == [50.0, 52.0, 54.0]
+    assert [row["update"] for row in told.history if "time/run" in row] == [0, 2, 4]
     assert told.summary["accuracy/clean"] == 0.75
     assert list(written.parent.glob("files/media/images/pictures/attack_*.png"))
     assert told.exit_code == 0
@@ -262,7 +261,7 @@ class Told:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics, without W&B's own entries."""
         rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in self.history]
-        return [row for row in rows if "images/s" not in row and not any(key.startswith("pictures") for key in row)]
+        return [row for row in rows if "time/run" not in row and not any(key.startswith("pictures") for key in row)]
 
 
 def frames(data: bytes) -> Iterator[bytes]:

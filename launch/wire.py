@@ -1,0 +1,136 @@
+"""What the leading process of a run says, brought to the terminal of whoever started it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from robust_train.read.errors import REMEDIES
+
+PERIOD = 0.25  # seconds between two looks at what was said
+
+
+class Said:
+    """A Ray actor between the processes of a run and the one that started it: text, and why the run was refused."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._refusal: BaseException | None = None
+
+    def say(self, text: str) -> None:
+        """Add to what is to be shown."""
+        self._text.append(text)
+
+    def heard(self) -> str:
+        """What was said since the last call."""
+        text, self._text = "".join(self._text), []
+        return text
+
+    def refuse(self, error: BaseException) -> None:
+        """No other try can cure this; the first such error counts."""
+        self._refusal = self._refusal or error
+
+    def refusal(self) -> BaseException | None:
+        """Why the run was refused, if it was."""
+        return self._refusal
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What the text will be shown on."""
+
+    columns: int
+    lines: int
+    live: bool  # whether it is a terminal at all: a bar there, plain lines elsewhere
+
+    @classmethod
+    def here(cls) -> Terminal:
+        """Of this process's stderr."""
+        size = shutil.get_terminal_size()
+        return cls(size.columns, size.lines, sys.stderr.isatty())
+
+
+class Distant(io.TextIOBase):
+    """A text stream whose other end is a terminal elsewhere. Writing never waits for it."""
+
+    def __init__(self, said: Any, terminal: Terminal) -> None:
+        self._said, self._terminal = said, terminal
+        self._held: list[str] = []
+
+    def isatty(self) -> bool:
+        """As the other end."""
+        return self._terminal.live
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Keep text until a line ends or a flush."""
+        self._held.append(text)
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Send what is kept."""
+        if self._held:
+            text, self._held = "".join(self._held), []
+            self._said.say.remote(text)
+
+
+@contextmanager
+def speaking(said: Any, terminal: Terminal) -> Iterator[None]:
+    """stderr of this process goes to the distant terminal; at the end all of it has arrived."""
+    import ray
+
+    os.environ.update(COLUMNS=str(terminal.columns), LINES=str(terminal.lines))
+    stream = Distant(said, terminal)
+    try:
+        with redirect_stderr(stream):
+            yield
+    finally:
+        stream.flush()
+        ray.get(said.say.remote(""))  # calls of one process arrive in their order: after this one, all have
+
+
+@contextmanager
+def listening(said: Any) -> Iterator[None]:
+    """What is said appears on this process's stderr while it lasts."""
+    import ray
+
+    over = threading.Event()
+
+    def show() -> None:
+        text = ray.get(said.heard.remote())
+        if text:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def follow() -> None:
+        with suppress(ray.exceptions.RayError):  # the cluster is gone: what ends the run is said elsewhere
+            while not over.wait(PERIOD):
+                show()
+            show()
+
+    thread = threading.Thread(target=follow, name="listening", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+def incurable(error: BaseException) -> bool:
+    """Whether another try must end in the same way: bad input, or a disk that is full or forbidden."""
+    from robust_train.read.errors import RunError
+
+    return isinstance(error, RunError) or (isinstance(error, OSError) and error.errno in REMEDIES)

@@ -1,0 +1,113 @@
+"""Attacks made of attacks: the worst of several, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.attacked import Norm, attacked, masks
+from robust_train.keyed import Key
+from robust_train.losses import correct, cross_entropy
+from robust_train.nouns import Attack, PerImage, Threat
+from robust_train.read.registry import attacks
+
+By = Literal["fooled", "loss"]
+
+
+@attacks.register("restarts")
+@dataclass(frozen=True)
+class Restarts(Attack):
+    """The worst of independent starts of one attack, image by image: one that fools first, then the larger loss.
+
+    Start i has the key `restart`, i. Every image is attacked in every start (nothing waits for the device). Costs n
+    times the attack, and one forward a start where there are several.
+    """
+
+    attack: Attack
+    restarts: int  # independent starts
+    norm: Norm = "running"  # BatchNorm where the starts are judged
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1:
+            raise ValueError(f"restarts={self.restarts} must be at least 1: it counts starts")
+
+    @property
+    def threat(self) -> Threat:  # type: ignore[override]  # that of the attack
+        return self.attack.threat
+
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
+        starts = (
+            self.attack(network, images, targets, key.of("restart").at(start), loss) for start in range(self.restarts)
+        )
+        if self.restarts == 1:
+            return next(starts)
+        return worst(network, starts, targets, key, loss or cross_entropy, self.norm, "fooled")
+
+    def cost(self) -> float:
+        return self.restarts * (self.attack.cost() + (self.restarts > 1))
+
+    @property
+    def label(self) -> str:
+        """That of the attack: PGD-50 with restarts is still PGD-50 in tables, its restarts stand beside it."""
+        return self.attack.label
+
+
+@attacks.register("worst-of")
+@dataclass(frozen=True)
+class WorstOf(Attack):
+    """The worst of several attacks, image by image: for the union of their threat models.
+
+    Costs the attacks, and one forward for each where there are several.
+    """
+
+    attacks: tuple[Attack, ...]
+    by: By = "fooled"  # one that fools first, then the larger loss; or the larger loss alone
+    norm: Norm = "running"  # BatchNorm where the attacks are judged
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise ValueError("attacks is empty: name one or more of them")
+
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
+        found = (
+            attack(network, images, targets, key.of("attack").at(number), loss)
+            for number, attack in enumerate(self.attacks)
+        )
+        if len(self.attacks) == 1:
+            return next(found)
+        return worst(network, found, targets, key, loss or cross_entropy, self.norm, self.by)
+
+    def cost(self) -> float:
+        return sum(attack.cost() + (len(self.attacks) > 1) for attack in self.attacks)
+
+    @property
+    def label(self) -> str:
+        return "worst"
+
+
+def worst(
+    network: Any, candidates: Iterable[Tensor], targets: Tensor, key: Key, loss: PerImage, norm: Norm, by: By
+) -> Tensor:
+    """[B, ...] from each image's worst candidate, the earlier where they are alike; without dropout, without a sync."""
+    chosen: Tensor | None = None
+    for candidate in candidates:
+        with attacked(network, norm), masks(network, "off", key, 0), torch.no_grad():
+            logits = network(candidate)
+            value, fooled = loss(logits, targets), 1 - correct(logits, targets)
+        if chosen is None:
+            chosen, most, fallen = candidate, value, fooled
+            continue
+        better = value > most
+        if by == "fooled":
+            better = (fooled > fallen) | ((fooled == fallen) & better)
+        chosen = torch.where(better.view(-1, *[1] * (candidate.dim() - 1)), candidate, chosen)
+        most, fallen = torch.where(better, value, most), torch.where(better, fooled, fallen)
+    if chosen is None:
+        raise ValueError("there is no candidate to choose from: name one or more attacks")
+    return chosen

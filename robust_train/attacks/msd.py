@@ -1,0 +1,76 @@
+"""Multi steepest descent: one perturbation for a union of balls, each step in the ball where it hurts most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.pgd import Best
+from robust_train.keyed import Key
+from robust_train.losses import cross_entropy
+from robust_train.nouns import Attack, PerImage, number
+from robust_train.read.registry import Number, attacks
+from robust_train.threats.ball import Ball
+
+
+@attacks.register("msd")
+@dataclass(frozen=True)
+class MSD(Attack):
+    """At each step a candidate for every ball from one gradient, and for every image the one with the largest loss.
+
+        z_0 = 0,    z^p = threat_p.step(z_k, grad l(f(x + z_k), y), step_size_p),    z_{k+1} = argmax_p l(f(x + z^p), y)
+
+    The best iterate is kept; it lies in one of the balls. Maini, Wong and Kolter 2020 (arXiv 1909.04068, algorithm 1),
+    whose number of pixels in an L1 step is drawn from 5 to 20 and here is the threat model's own. Costs 2 + n forward
+    passes a step for n balls: the candidates' losses are those of the iterates, so the best costs no more.
+    """
+
+    threats: tuple[Ball, ...]
+    steps: int  # gradients per image
+    step_sizes: tuple[Number, ...]  # one for each threat model, in its unit
+    norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
+    drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps} must not be negative: it counts gradients")
+        if not self.threats or len(self.threats) != len(self.step_sizes):
+            raise ValueError(
+                f"{len(self.threats)} threats and {len(self.step_sizes)} step sizes: give one step size a threat"
+            )
+
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
+        loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
+        first = self.threats[0]  # balls share their coordinates: z is the perturbation
+        with attacked(network, self.norm):
+            z, best = first.zero(images), Best(first)
+            for step in range(self.steps):
+                with masks(network, self.drops, key.of("drops"), step):
+                    adversarial = first.apply(images, z).detach().requires_grad_()
+                    value = loss(network(adversarial), targets)
+                    (gradient,) = torch.autograd.grad(value.sum(), adversarial)
+                    if step == 0:
+                        best.see(z, value.detach())
+                    z, value = self._steepest(network, images, z, gradient, targets, loss)
+                    best.see(z, value)
+            return first.apply(images, best.z if self.steps else z)
+
+    def _steepest(
+        self, network: Any, images: Tensor, z: Tensor, gradient: Tensor, targets: Tensor, loss: PerImage
+    ) -> tuple[Tensor, Tensor]:
+        """For each image the candidate with the largest loss, and that loss [B]."""
+        steepest = Best(self.threats[0])
+        with torch.no_grad():
+            for threat, size in zip(self.threats, self.step_sizes, strict=True):
+                candidate = threat.step(images, z, gradient, number(size))
+                steepest.see(candidate, loss(network(threat.apply(images, candidate)), targets))
+        assert steepest.value is not None
+        return steepest.z, steepest.value
+
+    def cost(self) -> float:
+        return self.steps * (2 + len(self.threats))

@@ -1,0 +1,276 @@
+"""Where images come from before they are shards: folders, ImageNet's flat validation set, torchvision, the digits."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from robust_train.data.decode import Undecodable, decode
+from robust_train.data.write import Sample, sample
+from robust_train.read.errors import ConfigError, DataError
+from robust_train.vision import ensure_torchvision_importable
+
+FILES = (".jpg", ".jpeg", ".png", ".webp")
+JPEG_QUALITY = 95  # of images that are resized
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Labelled images by number. place: a folder; split: which part of the set; resize: short side in pixels, or None."""
+
+    place: str
+    split: str
+    resize: int | None = None
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str]:
+        """Names of the classes; the place in the list is the label."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        """(key, extension, bytes, label) of an image."""
+
+    def sample(self, number: int) -> Sample:
+        """The image as it will be stored: its own bytes, unless it is larger than `resize`. Undecodable, with its name."""
+        key, extension, file, label = self.file(number)
+        try:
+            image = decode(file, 3)
+        except Undecodable as error:
+            raise Undecodable(f"{key}.{extension}: {error}") from error
+        if self.resize is None or min(image.size) <= self.resize:
+            return sample(key, extension, file, label)
+        from PIL.Image import Resampling
+
+        scale = self.resize / min(image.size)
+        small = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+        out = io.BytesIO()
+        small.save(out, "jpeg", quality=JPEG_QUALITY)
+        return sample(key, "jpg", out.getvalue(), label)
+
+
+@dataclass(frozen=True)
+class ClassFolders(Source):
+    """A folder of folders, one a class, in the order of their names (of their values, where all are numbers)."""
+
+    @cached_property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        names = sorted(path.name for path in Path(self.place).iterdir() if path.is_dir())
+        if not names:
+            raise DataError(f"{self.place} holds no class folders. Name the folder that holds one folder a class.")
+        return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        path, label = self._files[number]
+        return f"{path.parent.name}/{_stem(path)}", path.suffix[1:].lower(), path.read_bytes(), label
+
+    @cached_property
+    def _files(self) -> list[tuple[Path, int]]:
+        folders = [(Path(self.place) / name, label) for label, name in enumerate(self.classes)]
+        return [(path, label) for folder, label in folders for path in _images(folder)]
+
+
+@dataclass(frozen=True)
+class FlatValidation(Source):
+    """ImageNet's validation folder of 50,000 files and the file of their classes.
+
+    ground_truth: a line for each image in the order of names, or NAME and class, or Kaggle's LOC_val_solution.csv. A
+    class is a WordNet id, a number from 0 (its place in `names`), or one of the development kit's numbers from 1, which
+    follow an order of their own and are read by the kit's meta.mat, beside the file. names: WordNet ids in the order of
+    labels; empty: those of the file, sorted.
+    """
+
+    ground_truth: str = ""
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        said = set(self._said)
+        if self.names:
+            return list(self.names)
+        if all(name.isdecimal() for name in said):
+            return [str(label) for label in range(max(map(int, said)) + 1)]
+        return sorted(said)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        path, said = self._paths[number], self._said[number]
+        return _stem(path), path.suffix[1:].lower(), path.read_bytes(), self._labels[said]
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return _images(Path(self.place))
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        labels = {str(i): i for i in range(len(self.classes))} | {name: i for i, name in enumerate(self.classes)}
+        strange = sorted(set(self._said) - set(labels))
+        if strange:
+            raise DataError(
+                f"{self.ground_truth}: {len(strange)} classes, {strange[0]!r} among them, are not in the list of "
+                f"{len(self.classes)} classes. Give the list that belongs to the file with --classes."
+            )
+        return labels
+
+    @cached_property
+    def _said(self) -> list[str]:
+        """The class of each image, in the order of names."""
+        path = Path(self.ground_truth)
+        if not self.ground_truth or not path.is_file():
+            raise DataError(
+                f"the classes of the images in {self.place} are missing: name their file with --ground-truth "
+                "(ILSVRC2012_validation_ground_truth.txt, LOC_val_solution.csv, or NAME and class on each line)"
+            )
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if lines[0].startswith("ImageId,"):
+            pairs = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(lines)]
+        else:
+            split = [line.split() for line in lines]
+            pairs = [(words[0] if len(words) > 1 else "", words[-1]) for words in split]
+        if all(name == "" for name, _ in pairs):
+            if len(pairs) != len(self._paths):
+                raise DataError(
+                    f"{path} has {len(pairs):,} lines, but {self.place} has {len(self._paths):,} images. Give the file "
+                    "that belongs to the folder."
+                )
+            said = [name for _, name in pairs]
+        else:
+            known = {Path(name).stem: found for name, found in pairs}
+            absent = [image.name for image in self._paths if image.stem not in known]
+            if absent:
+                raise DataError(f"{path} does not say the class of {absent[0]} ({len(absent):,} such images in all)")
+            said = [known[image.stem] for image in self._paths]
+        return _from_the_kit(path, said) if all(name.isdecimal() for name in said) else said
+
+
+@dataclass(frozen=True)
+class Torchvision(Source):
+    """A data set of torchvision by its class's name: CIFAR10, CIFAR100, SVHN, ... Stored as lossless PNG."""
+
+    name: str = ""
+    download: bool = False
+
+    @cached_property
+    def classes(self) -> list[str]:  # type: ignore[override]
+        named = getattr(self._set, "classes", None)
+        return [str(name) for name in named] if named else [str(label) for label in range(max(self._labels) + 1)]
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        out = io.BytesIO()
+        image, label = self._set[number]
+        image.save(out, "png")
+        return f"{self.split}_{number:06d}", "png", out.getvalue(), int(label)
+
+    @cached_property
+    def _labels(self) -> list[int]:
+        found = getattr(self._set, "targets", getattr(self._set, "labels", None))
+        return [int(label) for label in found] if found is not None else [int(label) for _, label in self._set]
+
+    @cached_property
+    def _set(self) -> Any:
+        ensure_torchvision_importable()
+        from torchvision import datasets
+
+        known = [name for name in datasets.__all__ if not name.endswith(("Folder", "Dataset"))]
+        if self.name not in known:
+            raise ConfigError(f"torchvision has no data set {self.name!r} (known: {', '.join(sorted(known))})")
+        made = getattr(datasets, self.name)
+        takes = inspect.signature(made).parameters
+        trains = self.split.startswith("train")
+        options: dict[str, Any] = {"download": self.download} if "download" in takes else {}
+        if "train" in takes:
+            options["train"] = trains
+        elif "split" in takes:
+            options["split"] = "train" if trains else {"validation": "test"}.get(self.split, self.split)
+        try:
+            return made(self.place, **options)
+        except (RuntimeError, ValueError, OSError) as error:
+            remedy = "" if self.download else " Put it there, or add --download."
+            raise DataError(
+                f"torchvision cannot read {self.name} ({self.split}) in {self.place}: {error}.{remedy}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class DigitsSource(Source):
+    """scikit-learn's digits, as the data set `digits` has them."""
+
+    @property
+    def classes(self) -> list[str]:
+        return [str(digit) for digit in range(10)]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        one = self._samples[number]
+        return str(one["__key__"]), "png", bytes(one["png"]), int(one["cls"])  # type: ignore[arg-type]
+
+    @cached_property
+    def _samples(self) -> list[Sample]:
+        from robust_train.data.digits import samples, split
+
+        numbers = split()
+        if self.split not in numbers:
+            raise ConfigError(f"digits have no split {self.split!r}: name train or validation")
+        return list(samples(numbers[self.split]))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names from a JSON list (of names, or of objects with a wnid or name), or from lines of text."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = [line.split()[0] for line in text.splitlines() if line.strip()]
+    if not isinstance(found, list):
+        raise DataError(f"{path} is no list of classes: write one name a line, or a JSON list, in the order of labels")
+    return tuple(str(one.get("wnid", one.get("name"))) if isinstance(one, dict) else str(one) for one in found)
+
+
+def _from_the_kit(path: Path, said: Sequence[str]) -> list[str]:
+    """Numbers from 0 as they are; the development kit's from 1 as the WordNet ids that its meta.mat gives them."""
+    meta = path.with_name("meta.mat")
+    if meta.exists():
+        from scipy.io import loadmat
+
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        ids = {
+            str(int(number)): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        }
+        return [ids[number] for number in said]
+    if "0" not in said:
+        raise DataError(
+            f"{path} numbers its classes from 1, as ImageNet's development kit does in an order of its own (not that of "
+            f"the sorted WordNet ids). Put the kit's meta.mat beside it: {meta}"
+        )
+    return list(said)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILES and not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    """A file's name as a key: a key ends at its first dot."""
+    return path.name[: -len(path.suffix)].replace(".", "_")

@@ -1,0 +1,206 @@
+"""The DeepSpeed engine: ZeRO 0, 1 and 2 on CPUs (gloo) and GPUs (nccl). The only page that imports deepspeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robust_train.engines.engine import Engine
+from robust_train.engines.optim import ELEMENTWISE
+from robust_train.engines.place import join, place_of_environment
+from robust_train.models.network import Edit, Network
+from robust_train.nouns import Place
+from robust_train.read.errors import ConfigError
+
+if TYPE_CHECKING:
+    from robust_train.run import Run
+
+COUNTERS = ("step", "mu_product")
+"""Optimiser state that belongs to all weights of a group alike, not to each weight."""
+
+
+class Routed:
+    """What objectives call: the plain network in attacks and without a graph, DeepSpeed's engine else.
+
+    An attack through DeepSpeed's engine raises (ZeRO 0 to 2) or corrupts training in silence (ZeRO 3), and so does,
+    under ZeRO 3, an update through the plain network. Everything else about it is the network's.
+    """
+
+    def __init__(self, plain: Network, through: torch.nn.Module) -> None:
+        self.plain = plain
+        self._through = through
+
+    def __call__(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()) -> Any:
+        plain = self.plain.attacking or not torch.is_grad_enabled()
+        return (self.plain if plain else self._through)(images, edits, taps)
+
+    def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """As Network.features."""
+        return self(images, taps=tuple(names))[1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed does the reducing and sharding; cutting, clipping, guarding and stepping in time are Engine's.
+
+    Weights are float32 (bf16 is autocast inside the network). Its collectives an update: one all-reduce of gradients
+    (ZeRO 2: one a part), under ZeRO 1 and 2 one all-gather of weights for each weight-decay group, and the flat all-reduce.
+    """
+
+    def __init__(self, run: Run, place: Place | None = None) -> None:
+        place = place or place_of_environment(run.cluster.gpu)
+        self.stage = run.engine.zero
+        refuse_unsharded(run)
+        deepspeed = _imported(place)
+        join(place)
+        deepspeed.init_distributed(verbose=False)  # takes over the process group that is there
+        super().__init__(run, place)
+        self.copies = 1 if self.stage else place.world
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=self.module,
+            optimizer=self.optimiser,
+            config=settings(run, place, self.part),
+            dist_init_required=False,
+        )
+        self._zero = self._deepspeed.optimizer  # under ZeRO 1 and 2 the optimiser of flat shards, else ours
+        self._routed = Routed(self.module, self._deepspeed)
+
+    @property
+    def network(self) -> Routed:
+        return self._routed
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        self._deepspeed.backward(loss)  # divides by the number of parts, and reduces after the last
+        if not last:
+            self._deepspeed.step()  # counts the part; steps nothing before the last one
+
+    def _reduce_gradients(self) -> None:
+        """Done by the last part's backward."""
+
+    def _gradients(self) -> list[Tensor]:
+        if self.stage:
+            return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+    def _update(self) -> None:
+        self._deepspeed.step()
+
+    def _discard(self) -> None:
+        # what DeepSpeed's own step does after it, without its update
+        self._deepspeed.zero_grad()
+        if self.stage:
+            self._zero.zero_grad(set_to_none=True)
+            for group in self._zero.averaged_gradients:
+                self._zero.averaged_gradients[group] = None
+                self._zero.all_grad_tensors[group] = None
+            self._zero.micro_step_id = -1
+        self._deepspeed.micro_steps += 1
+
+    # -- checkpoints: the state of a parameter lies in pieces on the ranks' flat shards ------------
+
+    def optimiser_state(self, name: str) -> dict[str, Any]:
+        if not self.stage:
+            return super().optimiser_state(name)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        parameter, shard = self._linked(name)
+        found = dict(self._zero.optimizer.state.get(shard, {}))
+        for key, value in found.items():
+            if key not in COUNTERS and isinstance(value, Tensor):
+                found[key] = safe_get_full_optimizer_state(parameter, key)
+        return found
+
+    def set_optimiser_state(self, name: str, state: dict[str, Any]) -> None:
+        if not self.stage:
+            super().set_optimiser_state(name, state)
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        _, shard = self._linked(name)
+        held = self._zero.optimizer.state[shard]
+        whole = {key: value for key, value in state.items() if key not in COUNTERS and isinstance(value, Tensor)}
+        for key, value in state.items():
+            if key not in whole:
+                held[key] = value
+            elif key not in held:
+                held[key] = torch.zeros_like(shard)
+        parameter, _ = self._linked(name)
+        for key, value in whole.items():
+            safe_set_full_optimizer_state(parameter, value.to(shard), key)
+
+    def _linked(self, name: str) -> tuple[Any, Tensor]:
+        """A parameter that knows its piece of the optimiser's state, and this rank's flat shard of its group.
+
+        DeepSpeed links pieces once, after the first step of the first group, when other groups have no state yet.
+        """
+        parameter: Any = self.parameters[name]
+        groups = self._zero.bit16_groups
+        group = next(i for i, members in enumerate(groups) if any(member is parameter for member in members))
+        shard = self._zero.single_partition_of_fp32_groups[group]
+        if parameter._hp_mapping is not None:
+            parameter._hp_mapping.set_optim_state_fragment(shard, self._zero.optimizer.state.get(shard, {}))
+        return parameter, shard
+
+    def weights_changed(self) -> None:
+        if self.stage:
+            self._zero.refresh_fp32_params()  # the shards that are stepped follow the network's weights
+
+    def close(self) -> None:
+        self._deepspeed.destroy()
+
+
+def settings(run: Run, place: Place, part: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run. What it would do beside Engine (clipping, norms, logs) is switched off."""
+    zero: dict[str, Any] = {"stage": run.engine.zero}
+    if run.engine.zero:
+        zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
+    return {
+        "train_batch_size": run.batch,
+        "train_micro_batch_size_per_gpu": part,
+        "gradient_accumulation_steps": run.batch // place.world // part,
+        "gradient_clipping": 0.0,  # 1.0 where it is not written
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def refuse_unsharded(run: Run) -> None:
+    """ConfigError where ZeRO would cut an optimiser whose step of a weight depends on other weights too."""
+    chosen, stage = run.optimiser, run.engine.zero
+    whole = [] if chosen.name in ELEMENTWISE else [f"optimiser.name={chosen.name}"]
+    whole += [f"optimiser.options.{name}" for name in ("caution", "corrected_weight_decay") if chosen.options.get(name)]
+    if stage and whole:
+        raise ConfigError(
+            f"run.{whole[0]} may look at whole tensors, and engine.zero={stage} cuts them over the ranks: it would train "
+            f"wrongly. Use engine.zero=0, or one of {', '.join(ELEMENTWISE)}."
+        )
+
+
+def _imported(place: Place) -> Any:
+    """DeepSpeed, quiet, for the device of this process."""
+    on_gpu = place.device.startswith("cuda")
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
+    # DeepSpeed wants it even where the process group is there
+    os.environ.setdefault("LOCAL_RANK", place.device.partition(":")[2] or "0")
+    try:
+        import deepspeed
+        import deepspeed.ops
+    except ImportError as error:
+        raise ConfigError(
+            f"DeepSpeed cannot be imported ({error}). Install the extra 'cluster', or train in one process: "
+            "python -m robust_train."
+        ) from error
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not on_gpu:
+        # else init_distributed compiles it, for a minute and behind a lock that a killed job leaves for ever
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,49 @@
+"""Where a process stands in its job, and how the job's processes find each other."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed
+
+from robust_train.nouns import Place
+from robust_train.read.errors import ConfigError
+
+
+def place_of_environment(gpu: bool = False) -> Place:
+    """This process's place as torchrun and Ray Train say it: RANK, WORLD_SIZE, LOCAL_RANK; alone where they are absent.
+
+    gpu: the GPU of the process's number on its machine. ConfigError where there is none.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not gpu:
+        return Place(rank, world, "cpu")
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= there:
+        raise ConfigError(
+            f"rank {rank} is process {local} of its machine and wants GPU {local}, and PyTorch finds {there} there. Start "
+            "as many processes a machine as it has GPUs, or say cluster.gpu=false."
+        )
+    return Place(rank, world, f"cuda:{local}")
+
+
+def join(place: Place) -> None:
+    """Enter the job's process group, gloo on CPUs and nccl on GPUs, unless this process is in it already (Ray's are).
+
+    With more than one rank MASTER_ADDR and MASTER_PORT say where the ranks meet, as torchrun and Ray Train set them.
+    """
+    on_gpu = place.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(place.device)
+    if not distributed.is_initialized():
+        alone = {"store": distributed.HashStore()} if place.world == 1 else {}
+        distributed.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world, **alone
+        )
+    there = distributed.get_rank(), distributed.get_world_size()
+    if there != (place.rank, place.world):
+        raise ConfigError(
+            f"this process is rank {there[0]} of {there[1]} in its process group, and rank {place.rank} of {place.world} "
+            "by RANK and WORLD_SIZE. Start every rank with the same launcher (torchrun, or launch.train)."
+        )

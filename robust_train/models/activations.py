@@ -1,0 +1,56 @@
+"""Smooth activations in place of ReLU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from robust_train.models.drops import called_by
+from robust_train.read.errors import ConfigError
+
+SOFTPLUS_BETA = 10.0
+"""softplus(x) = log(1 + exp(beta x)) / beta, near to ReLU; Xie et al. 2020 (arXiv 2006.14536)."""
+RELUS = (nn.ReLU, nn.ReLU6)
+FUNCTIONS = frozenset({"relu", "relu_", "relu6"})
+
+
+def replace_relus(model: nn.Module, activation: Literal["gelu", "silu", "softplus", "relu"]) -> list[str]:
+    """Put `activation` in place of every ReLU and ReLU6 of `model` (also inside timm's norms), in place; their names.
+
+    relu leaves ReLUs and makes ReLU6 plain. softplus: beta 10. Raises ConfigError for a model without ReLU, or with one
+    that is called as a function and cannot be replaced.
+    """
+    names = []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) in RELUS and name:
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], _made(activation))
+            names.append(name)
+    functional = [
+        name or "the model"
+        for name, module in model.named_modules()
+        if any(not hasattr(module, function) for function in FUNCTIONS & called_by(module))
+    ]
+    if functional:
+        raise ConfigError(
+            f"{functional[0]} calls relu as a function, which network.activation={activation} cannot replace. "
+            "Leave network.activation out, or choose another model."
+        )
+    if not names:
+        raise ConfigError(
+            f"{type(model).__name__} has no ReLU for network.activation={activation} to replace. "
+            "Leave network.activation out: the model keeps its own."
+        )
+    return names
+
+
+def _made(activation: str) -> nn.Module:
+    match activation:
+        case "gelu":
+            return nn.GELU()
+        case "silu":
+            return nn.SiLU()
+        case "softplus":
+            return nn.Softplus(beta=SOFTPLUS_BETA)
+        case _:
+            return nn.ReLU()

@@ -1,0 +1,68 @@
+"""Accuracy and smoothness as two terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_train.keyed import Key
+from robust_train.losses import correct, cross_entropy, kl
+from robust_train.nouns import Attack, Batch, Loss, Objective, State, number
+from robust_train.read.registry import Number, objectives
+
+
+@objectives.register("trades")
+@dataclass(frozen=True)
+class Trades(Objective):
+    """Cross-entropy on clean images, and what an attack can change of the network's answer.
+
+        L = H(f(x), y) + beta KL(p || q),    p = softmax f(x), q = softmax f(x'),    x' = argmax KL(p || q)
+
+    Gradients flow into both p and q; in the attack into q alone, from p as it is there (under the attack's BatchNorm
+    and masks). At x' = x the attack's gradient is exactly 0: it must start elsewhere, as with PGD's start "noise".
+    Zhang et al. 2019 (arXiv 1901.08573, equation 5). Both forwards have the same drop masks. Costs the attack, one
+    forward of p for it, and two forwards and backwards: 2K + 7 for K steps, 6 for none.
+    """
+
+    attack: Attack
+    beta: Number  # weight of the second term: 6 on CIFAR-10, 1 on MNIST
+    smoothing: float = 0.0  # label smoothing of the first term, in [0, 1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, (int, float)) and not self.beta >= 0:
+            raise ValueError(f"beta={self.beta:g} must not be negative: it weighs the robust term")
+        if getattr(self.attack, "start", None) == "zero":
+            raise ValueError("attack.start: zero is where the divergence has no gradient; use noise or random")
+
+    def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
+        reference: list[Tensor] = []
+
+        def divergence(logits: Tensor, targets: Tensor) -> Tensor:
+            if not reference:  # inside the attack, so under its modes; an attack of no steps needs none
+                with torch.no_grad():
+                    reference.append(network(batch.images))
+            return kl(logits, reference[0])
+
+        adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), divergence)
+
+        with network.drops(key.of("drops")):
+            clean = network(batch.images)
+            attacked = network(adversarial)
+
+        natural = cross_entropy(clean, batch.targets, self.smoothing).mean()
+        robust = kl(attacked, clean).mean()
+        return Loss(
+            natural + number(self.beta) * robust,
+            metrics={
+                "loss/clean": natural,
+                "loss/kl": robust,
+                "accuracy/clean": correct(clean, batch.targets).mean(),
+                "accuracy/attacked": correct(attacked, batch.targets).mean(),
+            },
+        )
+
+    def cost(self) -> float:
+        return self.attack.cost() + (self.attack.cost() > 0) + 6
