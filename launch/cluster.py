@@ -11,8 +11,9 @@ faults      a process that dies is started again with all others, cluster.restar
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from launch.wire import Said, Terminal, incurable, listening, speaking
 from robust_train.read.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from robust_train.nouns import Place
     from robust_train.run import Cluster, Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,9 +133,9 @@ def room(cluster: Cluster, there: list[Mapping[str, float]]) -> None:
         wanted = cluster.devices * cluster.cpus
         remedy = f"Say cluster.devices={fits}" if fits else f"Say cluster.cpus={max(1, cpus // cluster.devices):g}"
         raise ConfigError(
-            f"the cluster has {cpus:g} CPUs (nodes: {len(there)}), the run wants {wanted:g}: {cluster.devices} processes "
-            f"(cluster.devices) of {cluster.cpus:g} each (cluster.cpus), and {fits} find room. {remedy}, or join a "
-            "larger cluster (cluster.address)."
+            f"the cluster has {cpus:g} CPUs (nodes: {len(there)}), the run wants {wanted:g}: {cluster.devices} "
+            f"processes (cluster.devices) of {cluster.cpus:g} each (cluster.cpus), and {fits} find room. {remedy}, or "
+            "join a larger cluster (cluster.address)."
         )
 
 
@@ -153,14 +153,18 @@ def fit(run: Run, home: Path) -> None:
 
     said: Any = ray.remote(num_cpus=0)(Said).remote()
 
-    class Refused(UserCallback):
+    class Refused(UserCallback):  # here, since its base is Ray's
         """Ends the run at once where another try must end in the same way. Works beside Ray's controller."""
+
+        restarts = run.cluster.restarts
 
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             refusal = ray.get(said.refusal.remote())
             if refusal is not None:
                 raise refusal  # an error of the controller is final, an error of a worker is tried again
-            said.say.remote(lost(worker_exceptions))
+            if self.restarts > 0:
+                said.say.remote(lost(worker_exceptions))
+            self.restarts -= 1
 
     cluster = run.cluster
     trainer = TorchTrainer(
@@ -187,8 +191,8 @@ def fit(run: Run, home: Path) -> None:
         if ranks := killed(getattr(error, "worker_failures", {})):
             raise RunError(
                 f"{run.name}: the processes of ranks {', '.join(map(str, ranks))} were killed, after "
-                f"{cluster.restarts} restarts (cluster.restarts). Memory is the common reason: give each a smaller part "
-                "(engine.part). The same command goes on from the last whole checkpoint."
+                f"{cluster.restarts} restarts (cluster.restarts). Memory is the common reason: give each a smaller "
+                "part (engine.part). The same command goes on from the last whole checkpoint."
             ) from None
         raise  # a bug keeps its traceback
     except SystemExit:  # Ray answers Ctrl-C by ending the program as if all were well
@@ -222,9 +226,11 @@ def work(config: Mapping[str, Any]) -> None:
     run, said = Run.load(config["run"]), config["said"]
     try:
         enter(Path(config["home"]), run)
-        do(run, place(run.cluster), said, config["terminal"])
+        do(run, said, config["terminal"])
     except Exception as error:
         if incurable(error):
+            if not isinstance(error, (RunError, OSError)):  # a bug: the traceback is wanted too
+                error.add_note("".join(traceback.format_exception(error)))
             ray.get(said.refuse.remote(error))
         raise
 
@@ -239,28 +245,16 @@ def enter(home: Path, run: Run) -> None:
     os.chdir(home)
 
 
-def place(cluster: Cluster) -> Place:
-    """Where this process stands, as Ray Train says it. CPU processes keep to the cores reserved for them."""
-    import ray.train
-    import torch
-    from ray.train.torch import get_device
-
-    from robust_train.nouns import Place
-
-    context = ray.train.get_context()
-    if not cluster.gpu:
-        torch.set_num_threads(max(1, int(cluster.cpus)))
-    return Place(context.get_world_rank(), context.get_world_size(), str(get_device()) if cluster.gpu else "cpu")
-
-
-def do(run: Run, place: Place, said: Any, terminal: Terminal) -> None:
+def do(run: Run, said: Any, terminal: Terminal) -> None:
     """The job of this rank; the leading one is heard where the run was started."""
-    from robust_train.engines.deepspeed import DeepSpeedEngine
+    import torch
 
     from robust_train import job
+    from robust_train.engines.deepspeed import DeepSpeedEngine
+    from robust_train.engines.place import place_of_environment
 
-    if not place.leads:
-        job.do(run, DeepSpeedEngine, place)
-        return
-    with speaking(said, terminal):
+    if not run.cluster.gpu:
+        torch.set_num_threads(max(1, int(run.cluster.cpus)))  # the cores that are reserved, not all of the machine's
+    place = place_of_environment(run.cluster.gpu)
+    with speaking(said, terminal) if place.leads else nullcontext():
         job.do(run, DeepSpeedEngine, place)

@@ -129,8 +129,11 @@ def listening(said: Any) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def incurable(error: BaseException) -> bool:
-    """Whether another try must end in the same way: bad input, or a disk that is full or forbidden."""
-    from robust_train.read.errors import RunError
+def incurable(error: Exception) -> bool:
+    """Whether another try must end in the same way: bad input, a disk that is full or forbidden, a bug.
 
-    return isinstance(error, RunError) or (isinstance(error, OSError) and error.errno in REMEDIES)
+    Torch, its process groups and CUDA raise RuntimeError for what may pass; a lost peer or a dying disk, OSError.
+    """
+    if isinstance(error, OSError):
+        return error.errno in REMEDIES
+    return not isinstance(error, (RuntimeError, MemoryError, EOFError))

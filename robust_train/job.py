@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 
 from robust_train import checkpoint
 from robust_train.check import check
-from robust_train.engines.engine import Engine, RollBack, fit_weights
+from robust_train.engines.engine import Engine, RollBack
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import forecast
 from robust_train.keyed import Key
@@ -86,35 +87,40 @@ def begin(engine: Engine, records: Records) -> None:
         return
     records.resume(0)
     if engine.run.start is not None:
-        start_from(engine, Path(engine.run.start))
+        start_from(engine, Path(engine.run.start), records)
 
 
-def start_from(engine: Engine, path: Path) -> None:
+def start_from(engine: Engine, path: Path, records: Records) -> None:
     """Weights from a checkpoint or a safetensors file; a head for other classes begins anew, and is named."""
     if path.is_dir():
         folder = checkpoint.find(path)
         checkpoint.verify(folder)
-        weights = checkpoint.read(folder, "average") or checkpoint.read(folder, "weights")
-        weights = {**checkpoint.read(folder, "weights"), **weights}
+        weights = {**checkpoint.read(folder, "weights"), **checkpoint.read(folder, "average")}
     else:
         from robust_train.models.weights import read_weights
 
         weights = read_weights(path)
-    own = engine.module.model.state_dict()
-    head = {n for n in own if n in weights and weights[n].shape != own[n].shape and own[n].shape[:1] == (engine.module.classes,)}
-    fit_weights(engine.module.model, weights, str(path), {name: own[name] for name in head})
-    engine.weights_changed()
+    own, classes = engine.module.model.state_dict(), engine.module.classes
+    shaped = {name: own[name].shape for name in own if name in weights and weights[name].shape != own[name].shape}
+    head = [name for name, shape in shaped.items() if shape[:1] == (classes,)]
+    engine.begin_with(weights, str(path), {name: own[name] for name in head})
+    if head:
+        records.say(f"{path} has a head for other classes: {', '.join(head)} begin anew, for {classes} classes")
 
 
 def roll_back(engine: Engine, records: Records, fault: RollBack) -> None:
-    """Back to the last checkpoint (or the start), to do everything after it again without the faulty update."""
+    """Back to the last checkpoint, to do everything after it again without the faulty update."""
     left_out = engine.left_out | {fault.update}
     newest = checkpoint.newest(engine.run.path)
     if newest is None:
-        raise ConfigError(f"{fault} There is no checkpoint to go back to: set checkpoint.every.") from fault
+        raise ConfigError(
+            f"{fault} on_nonfinite.policy=rollback, and there is no checkpoint to go back to: set checkpoint.every, or "
+            "take policy=skip."
+        ) from fault
     closed = engine.load(newest)
     records.resume(engine.updates, closed)
     engine.left_out |= left_out
+    records.say(f"{fault} Gone back to update {engine.updates}; update {fault.update} is left out.")
 
 
 def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
@@ -146,5 +152,6 @@ def picture(run: Run, engine: Engine, attack: Attack, count: int = 8) -> bytes:
 def deterministic(run: Run, place: Place) -> None:
     """Bit-equal repetition: PyTorch's deterministic algorithms where the run asks for them on CUDA."""
     if place.device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it deterministic matrix products raise
         torch.use_deterministic_algorithms(run.deterministic, warn_only=False)
         torch.backends.cudnn.benchmark = not run.deterministic

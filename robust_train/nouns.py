@@ -6,12 +6,12 @@ Nothing of ours is imported here; everything else imports this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PerImage = Callable[[Tensor, Tensor], Tensor]
 """A loss of each image alone: (logits [B, C], targets [B] or [B, C]) -> [B], in float32 or better."""
@@ -106,7 +106,7 @@ def at(value: Any, update: int, updates: int) -> Any:
 def number(value: float | Schedule) -> float:
     """A number that may be a schedule in a run, where it must be a number by now."""
     if isinstance(value, Schedule):
-        raise ValueError(f"{value} stands where a number is needed: take at(..., update, updates) of what holds it first")
+        raise ValueError(f"{value} stands where a number is needed: take at(..., update, updates) of its holder first")
     return value
 
 
@@ -179,8 +179,16 @@ class Objective(Noun, ABC):
         return 1
 
 
-class Model(Noun):
+class Model(Noun, ABC):
     """Builds a torch module from images to logits."""
+
+    @abstractmethod
+    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+        """The module for images [B, channels, size, size], normalised, to logits [B, classes]; randomly initialised."""
+
+    @abstractmethod
+    def stages(self, model: nn.Module) -> Iterable[str]:
+        """Names of the layers of a built model where hidden states [B, ...] may be mixed, first to last."""
 
 
 class NetworkPart(Noun):

@@ -32,5 +32,7 @@ def train(run: Run, engine: Engine, records: Records) -> None:
 
         if run.validate.due(update, run.updates):
             records.add(update, engine.validate())
+        if run.validate.probe.due(update):
+            engine.probe(batch, records)
         if run.checkpoint.due(update, run.updates) or engine.improved:
             engine.save(records)

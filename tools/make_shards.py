@@ -14,13 +14,14 @@ manifest.json (counts and checksums). The same command goes on where an interrup
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -104,7 +105,13 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
     count = len(source)
     if not count:
         raise DataError(f"{source.place} holds no images (.jpg, .png, .webp)")
-    plan = {"source": repr(replace(source, place="")), "images": count, "size_per_shard": per_shard}
+    plan = {
+        "source": type(source).__name__,
+        "images": count,
+        "listing": hashlib.sha256("\n".join(source.listing()).encode()).hexdigest(),
+        "resize": source.resize,
+        "size_per_shard": per_shard,
+    }
     manifest = read_manifest(out)
     done = begun(manifest, source, out, plan)
     order = permutation(count, Key(0).of("make_shards"))
@@ -115,15 +122,16 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
         if name not in done
     ]
     strange = [path.name for path, _ in jobs if path.exists()]
-    if strange:
+    if strange and source.split not in manifest["splits"]:
         raise DataError(
             f"{out / strange[0]} is there already and no manifest speaks of it. Name another folder, or remove it."
         )
-    unreadable: list[str] = manifest["splits"].get(source.split, {}).get("unreadable", [])
+    unreadable = set(manifest["splits"].get(source.split, {}).get("unreadable", []))
 
     def note() -> None:
         shards = [done[name] for name in names if name in done]
         said = {"plan": plan, "complete": len(shards) == len(names), "unreadable": sorted(unreadable)}
+        manifest = read_manifest(out)  # anew: another split may be written at the same time
         manifest["splits"][source.split] = split_of(shards) | said
         write_json(out / "manifest.json", manifest)
 
@@ -131,7 +139,7 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
     note()
     for entry, bad in written(source, jobs, processes):
         done[entry.file] = entry
-        unreadable += bad
+        unreadable |= set(bad)
         note()
     return sum(entry.samples for entry in done.values()), sorted(unreadable)
 
@@ -149,8 +157,8 @@ def begun(manifest: dict[str, Any], source: Source, out: Path, plan: dict[str, A
         return {}
     if split.get("plan") != plan:
         raise DataError(
-            f"{out} holds a split {source.split!r} made otherwise ({split.get('plan', 'elsewhere')}, now {plan}). Nothing "
-            "is overwritten: name another --split or folder, or remove those shards and their manifest."
+            f"{out} holds a split {source.split!r} made otherwise ({split.get('plan', 'elsewhere')}, now {plan}). "
+            "Nothing is overwritten: name another --split or folder, or remove those shards and their manifest."
         )
     found = {}
     for entry in entries(manifest, source.split):
@@ -267,10 +275,11 @@ def main(words: Sequence[str] | None = None) -> int:
     images, unreadable = make(source, Path(chosen.out), chosen.size_per_shard, chosen.processes)
     for name in unreadable:
         print(f"left out, unreadable: {name}", file=sys.stderr)
+    classes = len(source.classes)
     print(
-        f"{chosen.out}: {images:,} images of {len(source.classes):,} classes in split {chosen.split}; "
-        f"{len(unreadable):,} unreadable ones left out. Use: data={{use: shards, train: '{chosen.out}/{chosen.split}-*.tar', "
-        f"classes: {len(source.classes)}, size: ...}}"
+        f"{chosen.out}: {images:,} images of {classes:,} classes in split {chosen.split}; "
+        f"{len(unreadable):,} unreadable ones left out.\n"
+        f"In a run: data: {{use: shards, train: {chosen.out}/{chosen.split}-*.tar, classes: {classes}, size: ...}}"
     )
     return 0
 

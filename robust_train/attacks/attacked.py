@@ -37,8 +37,9 @@ def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
+    own = getattr(module, "attacked", None)
     try:
-        with torch.enable_grad(), module.attacked(norm) if hasattr(module, "attacked") else _modes(module, norm):
+        with torch.enable_grad(), own(norm) if own is not None else _modes(module, norm):
             yield
     finally:
         for parameter in trained:

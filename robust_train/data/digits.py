@@ -91,6 +91,10 @@ class Digits(Dataset):
         """360."""
         return self.shards.validation_size()
 
+    def names(self) -> list[str]:
+        """0 to 9."""
+        return self.shards.names()
+
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name."""
         return self.shards.checksums()

@@ -16,6 +16,7 @@ from robust_train.data.index import open_shard
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
 from robust_train.data.manifest import locate, shard_name
+from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
 from robust_train.nouns import Batch, Dataset, Place
@@ -89,6 +90,10 @@ class Shards(Dataset):
         sums = [shard.sha256 for source in (self._train, self._validation) for shard in source.shards]
         names = [shard_name(url) for url in urls]
         return {name if names.count(name) == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
+
+    def names(self) -> list[str]:
+        """What the classes are called, by classes.json beside the shards; numbers where there is none."""
+        return class_names([*locate(self.train), *(() if self.validation is None else locate(self.validation))], self.classes)
 
     # -- batches ----------------------------------------------------------------------------------
 

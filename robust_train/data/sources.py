@@ -24,7 +24,10 @@ JPEG_QUALITY = 95  # of images that are resized
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Labelled images by number. place: a folder; split: which part of the set; resize: short side in pixels, or None."""
+    """Labelled images by number.
+
+    place: a folder. split: which part of the set. resize: the longest that a short side may be, in pixels, or None.
+    """
 
     place: str
     split: str
@@ -42,8 +45,12 @@ class Source(ABC):
     def file(self, number: int) -> tuple[str, str, bytes, int]:
         """(key, extension, bytes, label) of an image."""
 
+    def listing(self) -> list[str]:
+        """Names of the images in the order of their numbers, where they are files."""
+        return []
+
     def sample(self, number: int) -> Sample:
-        """The image as it will be stored: its own bytes, unless it is larger than `resize`. Undecodable, with its name."""
+        """The image as it is stored: its own bytes, unless it is to be resized. Undecodable, with its name."""
         key, extension, file, label = self.file(number)
         try:
             image = decode(file, 3)
@@ -65,7 +72,7 @@ class ClassFolders(Source):
     """A folder of folders, one a class, in the order of their names (of their values, where all are numbers)."""
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         names = sorted(path.name for path in Path(self.place).iterdir() if path.is_dir())
         if not names:
             raise DataError(f"{self.place} holds no class folders. Name the folder that holds one folder a class.")
@@ -77,6 +84,9 @@ class ClassFolders(Source):
     def file(self, number: int) -> tuple[str, str, bytes, int]:
         path, label = self._files[number]
         return f"{path.parent.name}/{_stem(path)}", path.suffix[1:].lower(), path.read_bytes(), label
+
+    def listing(self) -> list[str]:
+        return [str(path.relative_to(self.place)) for path, _ in self._files]
 
     @cached_property
     def _files(self) -> list[tuple[Path, int]]:
@@ -98,7 +108,7 @@ class FlatValidation(Source):
     names: tuple[str, ...] = ()
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         said = set(self._said)
         if self.names:
             return list(self.names)
@@ -112,6 +122,9 @@ class FlatValidation(Source):
     def file(self, number: int) -> tuple[str, str, bytes, int]:
         path, said = self._paths[number], self._said[number]
         return _stem(path), path.suffix[1:].lower(), path.read_bytes(), self._labels[said]
+
+    def listing(self) -> list[str]:
+        return [f"{path.name} {said}" for path, said in zip(self._paths, self._said, strict=True)]
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -167,7 +180,7 @@ class Torchvision(Source):
     download: bool = False
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         named = getattr(self._set, "classes", None)
         return [str(name) for name in named] if named else [str(label) for label in range(max(self._labels) + 1)]
 
@@ -260,8 +273,8 @@ def _from_the_kit(path: Path, said: Sequence[str]) -> list[str]:
         return [ids[number] for number in said]
     if "0" not in said:
         raise DataError(
-            f"{path} numbers its classes from 1, as ImageNet's development kit does in an order of its own (not that of "
-            f"the sorted WordNet ids). Put the kit's meta.mat beside it: {meta}"
+            f"{path} numbers its classes from 1, as ImageNet's development kit does in an order of its own (not that "
+            f"of the sorted WordNet ids). Put the kit's meta.mat beside it: {meta}"
         )
     return list(said)
 

@@ -57,7 +57,7 @@ class Engine(ABC):
         if run.compile:
             self.module.model.compile()
         self.updates = 0  # done so far
-        self.state: dict[str, Tensor] = {}  # sums of what objectives counted
+        self.state: dict[str, Tensor] = {}  # sums of what objectives counted, float64 on the host
         self.left_out: set[int] = set()  # updates that were found to be bad and are passed over
         self.best = -1.0  # the best validation accuracy so far: robust where an attack is named
         self.best_checkpoint: str | None = None  # the name of the one that holds it
@@ -136,11 +136,11 @@ class Engine(ABC):
         flags = torch.zeros(world, dtype=torch.float64, device=self.device)
         flags[self.place.rank] = (~(totals.isfinite() & (totals <= self.run.on_nonfinite.limit))).any()
 
-        tensors = [*metrics.values(), flags, share, *counts.values(), self.module.recorded()]
-        flat = self.all_reduce(torch.cat([tensor.double().flatten() for tensor in tensors]))
-        *_, recorded = pieces = flat.split([tensor.numel() for tensor in tensors])
-        *read, squared = flat[: len(metrics) + world + 1].tolist()  # the update's one host read
-        values, flagged = dict(zip(metrics, read, strict=False)), read[len(metrics) :]
+        read_out = [*metrics.values(), *counts.values(), flags, share]
+        flat = self.all_reduce(torch.cat([t.double().flatten() for t in [*read_out, self.module.recorded()]]))
+        length = sum(tensor.numel() for tensor in read_out)
+        *read, squared = flat[:length].tolist()  # the update's one host read
+        values, flagged = dict(zip(metrics, read, strict=False)), read[-world:]
 
         norm = math.sqrt(squared)
         if any(flagged) or not math.isfinite(norm):
@@ -150,9 +150,10 @@ class Engine(ABC):
             torch._foreach_mul_(gradients, clip / norm)
         set_rate(self.optimiser, rate)
         self._update()
-        self.module.move(recorded)
-        for name, piece in zip(counts, pieces[len(metrics) + 2 : -1], strict=True):
-            self.state[name] = self.state.get(name, 0) + piece.view(counts[name].shape)
+        self.module.move(flat[length:])
+        counted = torch.tensor(read[len(metrics) : -world], dtype=torch.float64).split([c.numel() for c in counts.values()])
+        for (name, count), piece in zip(counts.items(), counted, strict=True):
+            self.state[name] = self.state.get(name, 0) + piece.view(count.shape)
         return {**values, "gradient/norm": norm, "lr": rate}
 
     def rate(self, update: int) -> float:

@@ -77,7 +77,7 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} holds no average, and the run keeps one. Say average=null, or begin anew.")
         for name, value in engine.averaged.kept.items():
             value.copy_(average[name])
-    engine.state = {name: value.to(engine.device) for name, value in checkpoint.read(folder, "state").items()}
+    engine.state = checkpoint.read(folder, "state")
     engine.updates, engine.probed = position["updates"], position["probed"]
     engine.best, engine.best_checkpoint = position["best"], position["best_checkpoint"]
     engine.left_out = set(position["left_out"])

@@ -6,16 +6,17 @@ from typing import Literal
 
 from torch import nn
 
-from robust_train.models.drops import called_by
+from robust_train.models.drops import _called
 from robust_train.read.errors import ConfigError
 
 SOFTPLUS_BETA = 10.0
 """softplus(x) = log(1 + exp(beta x)) / beta, near to ReLU; Xie et al. 2020 (arXiv 2006.14536)."""
+Activation = Literal["relu", "gelu", "silu", "softplus"]
 RELUS = (nn.ReLU, nn.ReLU6)
 FUNCTIONS = frozenset({"relu", "relu_", "relu6"})
 
 
-def replace_relus(model: nn.Module, activation: Literal["gelu", "silu", "softplus", "relu"]) -> list[str]:
+def replace_relus(model: nn.Module, activation: Activation) -> list[str]:
     """Put `activation` in place of every ReLU and ReLU6 of `model` (also inside timm's norms), in place; their names.
 
     relu leaves ReLUs and makes ReLU6 plain. softplus: beta 10. Raises ConfigError for a model without ReLU, or with one
@@ -29,7 +30,7 @@ def replace_relus(model: nn.Module, activation: Literal["gelu", "silu", "softplu
     functional = [
         name or "the model"
         for name, module in model.named_modules()
-        if any(not hasattr(module, function) for function in FUNCTIONS & called_by(module))
+        if any(not hasattr(module, function) for function in FUNCTIONS & _called(module))
     ]
     if functional:
         raise ConfigError(
@@ -44,7 +45,7 @@ def replace_relus(model: nn.Module, activation: Literal["gelu", "silu", "softplu
     return names
 
 
-def _made(activation: str) -> nn.Module:
+def _made(activation: Activation) -> nn.Module:
     match activation:
         case "gelu":
             return nn.GELU()

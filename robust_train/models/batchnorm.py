@@ -1,4 +1,4 @@
-"""BatchNorm over groups of consecutive positions, so that its statistics do not depend on ranks, parts or accumulation."""
+"""BatchNorm over groups of consecutive positions: statistics that depend on no rank, part or accumulation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Norms:
 class GroupedBatchNorm(_BatchNorm):
     """Batch normalisation whose batch is `group` consecutive images, whichever rank or part holds them.
 
-        y = w (x - mean_g) / sqrt(var_g + eps) + b,    running <- (1 - m) running + m mean over all groups of (mean_g, var_g)
+        y = w (x - mean_g) / sqrt(var_g + eps) + b
+        running <- (1 - m) running + m mean over all groups of (mean_g, var_g)
 
     x [n B, C, ...]: n rows an image, side by side (a layer that flattens tokens has n > 1). Groups never meet in a
     forward: no collective. The running statistics are moved once an update, by the engine, from what was recorded here
@@ -86,16 +87,16 @@ class GroupedBatchNorm(_BatchNorm):
         """
         mean, variance, groups = recorded.to(self.recorded.dtype).split([self.num_features, self.num_features, 1])
         moves = (groups > 0).to(groups.dtype)
-        self.num_batches_tracked += moves.long().squeeze()  # type: ignore[operator]
+        self.num_batches_tracked += moves.long().squeeze()
         average = self.momentum is None
-        share = moves / self.num_batches_tracked.clamp(min=1) if average else moves * self.momentum  # type: ignore
+        share = moves / self.num_batches_tracked.clamp(min=1) if average else moves * self.momentum
         groups = groups.clamp(min=1)
         self.running_mean.lerp_(mean / groups, share)  # type: ignore[union-attr]
         self.running_var.lerp_(variance / groups, share)  # type: ignore[union-attr]
 
 
 def group_batchnorms(model: nn.Module, norms: Norms) -> list[GroupedBatchNorm]:
-    """Replace every BatchNorm of `model` (1d to 3d, synchronised, timm's with activation) in place; the new ones, in order.
+    """Replace every BatchNorm of `model` (1d to 3d, synchronised, timm's with activation) in place; returns the new.
 
     Frozen ones stay. Raises ConfigError for what normalises over a batch in any other way.
     """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
-from robust_train.models.network import Network
+from robust_train.models.activations import Activation, replace_relus
+from robust_train.models.network import Network, Precision
 from robust_train.nouns import Model
 from robust_train.read.errors import ConfigError
 
@@ -17,10 +17,12 @@ class Blueprint:
     """A model, and what stands around it: normalisation, BatchNorm groups, activation, checkpointing."""
 
     model: Model  # the model itself: {use: timm, name: resnet18}, {use: small-cnn}, ...
-    mean: tuple[float, ...] | None = None  # subtracted from pixels in [0, 1], a number a channel; null: the model's own, or 0
+    mean: tuple[float, ...] | None = (
+        None  # subtracted from pixels in [0, 1], a number a channel; null: the model's own, or 0
+    )
     std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the model's own, or 1
     group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
-    activation: Literal["relu", "gelu", "silu", "softplus"] | None = None  # in place of every ReLU; null: as the model has it
+    activation: Activation | None = None  # in place of every ReLU (softplus: beta 10); null: the model's own
     checkpointing: bool = False  # recompute each block in the backward: less memory, one forward more an update
     channels_last: bool = False  # memory layout of images: faster convolutions on most devices
 
@@ -30,17 +32,22 @@ class Blueprint:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive: pixels are divided by it")
 
-    def build(self, classes: int, channels: int, size: int, precision: str, batch: int) -> Network:
+    def build(self, classes: int, channels: int, size: int, precision: Precision, batch: int) -> Network:
         """The network for images [B, channels, size, size]."""
         model = self.model.build(classes, channels, size)
         if self.activation is not None:
-            from robust_train.models.activations import replace_relus
-
             replace_relus(model, self.activation)
         mean, std = self._normalisation(model, channels)
         stages = tuple(self.model.stages(model))
         network = Network(
-            model, classes, mean, std, min(self.group, batch), precision, self.channels_last, stages  # type: ignore[arg-type]
+            model,
+            classes,
+            mean,
+            std,
+            min(self.group, batch),
+            precision,
+            self.channels_last,
+            stages,
         )
         if self.checkpointing:
             from robust_train.models.checkpointing import checkpoint_blocks
@@ -55,7 +62,10 @@ class Blueprint:
             values = tuple(given if given is not None else own.get(name, (neutral,) * channels))
             if len(values) not in (1, channels):
                 if given is not None:
-                    raise ConfigError(f"run.network.{name}: {len(values)} numbers for images of {channels} channels; give {channels}, or 1")
+                    raise ConfigError(
+                        f"run.network.{name}: {len(values)} numbers for images of {channels} channels; "
+                        f"give {channels}, or 1"
+                    )
                 values = (sum(values) / len(values),)
             chosen.append(values)
         return chosen[0], chosen[1]

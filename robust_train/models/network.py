@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from robust_train.keyed.drops import Masks
 from robust_train.losses import full
 from robust_train.models.batchnorm import GroupedBatchNorm, Norms, group_batchnorms
 from robust_train.models.drops import refuse_unkeyed, replace_drops
+from robust_train.read.errors import ConfigError, nearest
 
 Edit = Callable[[Tensor], Tensor]
+Precision = Literal["fp32", "bf16"]
 
 
 class Network(nn.Module):
@@ -31,6 +33,9 @@ class Network(nn.Module):
     The model's parameters and buffers keep timm's names; mean and std are not saved (they stand in the run).
     """
 
+    mean: Tensor  # [channels or 1, 1, 1]
+    std: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -38,7 +43,7 @@ class Network(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         group: int = 32,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         channels_last: bool = False,
         stages: Sequence[str] = (),
     ) -> None:
@@ -53,31 +58,42 @@ class Network(nn.Module):
         replace_drops(model, self.masks)
         refuse_unkeyed(model)
         self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.norms)
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()):
+    def forward(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()) -> Any:
         """Logits [B, classes], float32 or better. With `taps` also {name: the output of that layer, with its graph}.
 
-        edits: {layer name: function of its output}, put in its place; "" names the input images.
+        edits: {layer name: function of its output}, put in its place; "" names the input images. A tap sees what
+        an edit made. Raises ConfigError for an unknown name, or a layer that gives no single tensor.
         """
         edits = edits or {}
         seen: dict[str, Tensor] = {}
         if "" in edits:
             images = edits[""](images)
-        hooks = [self.model.get_submodule(name).register_forward_hook(_edited(edit)) for name, edit in edits.items() if name]
-        hooks += [self.model.get_submodule(name).register_forward_hook(_tapped(seen, name)) for name in taps]
+        hooks = [self._layer(name).register_forward_hook(_edited(edit, name)) for name, edit in edits.items() if name]
+        hooks += [self._layer(name).register_forward_hook(_tapped(seen, name)) for name in taps]
+        # a compiled model looks for no hooks that came after its compilation: it would leave them out in silence
+        model = self.model._call_impl if hooks else self.model
+        self.norms.images = len(images)
         try:
             normal = (images - self.mean) / self.std
             if self.channels_last:
                 normal = normal.contiguous(memory_format=torch.channels_last)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = full(self.model(normal))
+                logits = full(model(normal))
         finally:
             for hook in hooks:
                 hook.remove()
         return (logits, seen) if taps else logits
+
+    def _layer(self, name: str) -> nn.Module:
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:
+            known = [known for known, _ in self.model.named_modules() if known]
+            raise ConfigError(f"{name!r} is no layer of {type(self.model).__name__}{nearest(name, known)}") from None
 
     def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """{name: output of that layer} for layers named as in `model.named_modules()`, with their graph."""
@@ -121,12 +137,22 @@ class Network(nn.Module):
             norm.recorded.zero_()
 
 
-def _edited(edit: Edit):
-    return lambda module, inputs, output: edit(output)
+Hook = Callable[[nn.Module, Any, Any], Tensor]
 
 
-def _tapped(seen: dict[str, Tensor], name: str):
-    def keep(module, inputs, output) -> None:
-        seen[name] = output
+def _edited(edit: Edit, name: str) -> Hook:
+    return lambda module, inputs, output: edit(_single(output, name))
+
+
+def _tapped(seen: dict[str, Tensor], name: str) -> Hook:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+        seen[name] = _single(output, name)
+        return seen[name].clone()  # the model goes on with a copy: many a ReLU or sum after it works in place
 
     return keep
+
+
+def _single(output: Any, name: str) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ConfigError(f"layer {name!r} gives {type(output).__name__}, not one tensor; name a layer inside it")
+    return output

@@ -21,7 +21,9 @@ class SmallCNN(Model):
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.strides):
-            raise ValueError(f"{len(self.widths)} widths and {len(self.strides)} strides: give one stride a convolution")
+            raise ValueError(
+                f"{len(self.widths)} widths and {len(self.strides)} strides: give one stride a convolution"
+            )
 
     def build(self, classes: int, channels: int, size: int) -> nn.Module:
         model = nn.Sequential()
@@ -66,22 +68,23 @@ class SmallResNet(Model):
 
 
 class PreActivationBlock(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))), with a 1x1 shortcut of the activated input where the shape changes.
+    """x + conv(drop(relu(bn(conv(relu(bn(x))))))), with a 1x1 shortcut of the activated input where the shape changes.
 
-    He et al. 2016 (arXiv 1603.05027).
+    He et al. 2016 (arXiv 1603.05027); dropout as Zagoruyko & Komodakis 2016 have it.
     """
 
-    def __init__(self, width: int, wider: int, stride: int) -> None:
+    def __init__(self, width: int, wider: int, stride: int, drop: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(width)
         self.conv1 = nn.Conv2d(width, wider, 3, stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(wider)
         self.conv2 = nn.Conv2d(wider, wider, 3, padding=1, bias=False)
         self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+        self.drop = nn.Dropout(drop)
         changes = stride != 1 or width != wider
         self.shortcut = nn.Conv2d(width, wider, 1, stride, bias=False) if changes else None
 
     def forward(self, images: Tensor) -> Tensor:
         active = self.act1(self.norm1(images))
         straight = images if self.shortcut is None else self.shortcut(active)
-        return straight + self.conv2(self.act2(self.norm2(self.conv1(active))))
+        return straight + self.conv2(self.drop(self.act2(self.norm2(self.conv1(active)))))

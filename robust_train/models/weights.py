@@ -21,7 +21,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """{name: tensor} on the CPU from a safetensors file, or from a .pth or .pt file of tensors.
 
     Unwraps what scripts put around the weights (`state_dict:`, `model:`, names that all begin with `module.` or
-    `model.`). Pickled code is never run. Raises CheckpointError for a file that is missing, truncated or something else.
+    `model.`). Pickled code is never run. Raises CheckpointError for a file that is missing, cut off or something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     weights = _unwrapped(found)
     if not weights:
         raise CheckpointError(
-            f"{path}: holds no weights by name. Name a file of tensors: a state dict saved by safetensors or torch.save."
+            f"{path}: holds no weights by name. Name a file of tensors: a state dict of safetensors or torch.save."
         )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,17 +33,17 @@ class Generalized(Objective):
         sample:   L = mean_b l_ib, one i an update, with probability ~ 1 - accuracy_i
 
     Tramer and Boneh 2019 (arXiv 1904.13000); Maini et al. 2020 (arXiv 1909.04068); E-AT, Croce and Hein 2022 (arXiv
-    2105.12508). l_ib: the loss of image b under attack i, all from the same clean images. `weights` adds the weights' threat model
-    to the set: the loss of clean images at w + v, with v taken for each group of images alone (no collective); beside
-    msd it is averaged with MSD's loss. maximum chooses each image's attack in eval mode (the attacks' own mode), before
-    the one training forward. accuracy_i: right among all images trained on so far under i, from the counts in `state`,
-    which sampling reads on the host; equal until all were seen.
+    2105.12508). l_ib: the loss of image b under attack i, all from the same clean images. `weights` adds the weights'
+    threat model to the set: the loss of clean images at w + v, with v taken for each group of images alone (no
+    collective); beside msd it is averaged with MSD's loss. maximum chooses each image's attack before the one training
+    forward, with running statistics and without dropout. accuracy_i: right among all images trained on so far under i,
+    from the counts in `state`, which sampling reads on the host; equal until all were seen.
 
     Costs, for attacks of c_i: average sum (c_i + 3); maximum sum (c_i + 1) + 3, for one attack c + 3; msd K (2 + n) +
     3; sample, on average, mean c_i + 3. `weights` is a term of 6 (among those sampled: of c_i = 3).
     """
 
-    attacks: tuple[Attack, ...]  # each with its threat model; for msd all PGD on balls with the same steps
+    attacks: tuple[Attack, ...]  # each with its threat model; for msd PGD on balls, alike but for step_size
     join: Literal["average", "maximum", "msd", "sample"]  # how their losses become one
     weights: Weights | None = None  # perturb the weights too; null: images only
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attacks' losses have none
@@ -58,9 +58,15 @@ class Generalized(Objective):
                     f"join=msd takes steps in balls from one gradient, and {wrong[0].use!r} here is no PGD on linf, "
                     "l2 or l1: use those, or another join"
                 )
-            if len({attack.steps for attack in self._pgds()}) > 1:
+            first = self._pgds()[0]
+            if any(replace(pgd, threat=first.threat, step_size=first.step_size) != first for pgd in self._pgds()):
                 raise ValueError(
-                    f"join=msd: attacks of {[a.steps for a in self._pgds()]} steps; give all the same number"
+                    "join=msd takes the same steps in every ball: make its attacks alike but for threat and step_size"
+                )
+            if first.start != "zero" or first.keep != "best" or first.targets != "label" or first.eot > 1:
+                raise ValueError(
+                    "join=msd starts at the image and keeps the best iterate: say start=zero and keep=best in its "
+                    "attacks, with targets=label and eot=1"
                 )
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:

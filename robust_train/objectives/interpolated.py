@@ -22,10 +22,10 @@ class Interpolated(Objective):
 
         L = 1/2 H(f(M(x)), M(y)) + 1/2 H(f(M'(x')), M'(y)),    M(a) = lam a + (1 - lam) a∘pi
 
-    x' = attack(x), made before mixing. lam ~ Beta(alpha, alpha) and the permutation pi are drawn anew for each term and each group of
-    consecutive images, which mix among themselves. Manifold mixup mixes the output of a layer, drawn anew for each
-    term and update and the same for all images; pixels are mixed where the input is drawn. Lamb et al. 2019 (arXiv
-    1906.06784, algorithm 1). Costs the attack and two forwards and backwards: 2K + 6 for K steps.
+    x' = attack(x), made before mixing. lam ~ Beta(alpha, alpha) and the permutation pi are drawn anew for each term
+    and each group of consecutive images, which mix among themselves. Manifold mixup mixes the output of a layer, drawn
+    anew for each term and update and the same for all images; pixels are mixed where the input is drawn. Lamb et al.
+    2019 (arXiv 1906.06784, algorithm 1). Costs the attack and two forwards and backwards: 2K + 6 for K steps.
     """
 
     attack: Attack

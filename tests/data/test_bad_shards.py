@@ -146,16 +146,16 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path):
 @pytest.mark.parametrize("fields", READERS)
 def test_an_empty_shard_is_refused(tmp_path, fields):
     write(tmp_path, {}, size=0)
-    with pytest.raises(DataError, match="shard part.tar holds no samples"):
+    with pytest.raises(DataError, match=r"shard part.tar holds no samples"):
         run(shards(tmp_path, **fields))
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path):
     (tmp_path / "part.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(DataError, match="shard part.tar cannot be read to its end"):
+    with pytest.raises(DataError, match=r"shard part.tar cannot be read to its end"):
         shards(tmp_path).prepare()
     (tmp_path / "part.tar").write_bytes(gzip.compress(b"no tar" * 1000))
-    with pytest.raises(DataError, match="shard part.tar"):
+    with pytest.raises(DataError, match=r"shard part.tar"):
         shards(tmp_path).prepare()
 
 
@@ -172,9 +172,9 @@ def test_streams_notice_a_manifest_that_counts_wrongly(tmp_path):
     path = write(tmp_path, {})
     entry = {"file": "part.tar", "samples": 11, "bytes": path.stat().st_size, "sha256": ""}
     write_json(tmp_path / "manifest.json", {"splits": {"train": {"samples": 11, "shards": [entry]}}})
-    with pytest.raises(DataError, match="holds more samples, but manifest.json beside it says 11"):
+    with pytest.raises(DataError, match=r"holds more samples, but manifest.json beside it says 11"):
         run(shards(tmp_path, reader="streams", streams=1))
-    with pytest.raises(DataError, match="holds 12 samples, but manifest.json beside it says 11"):
+    with pytest.raises(DataError, match=r"holds 12 samples, but manifest.json beside it says 11"):
         run(shards(tmp_path))
 
 

@@ -10,9 +10,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from numbered import CLASSES, SIZE, label_of, number_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered import CLASSES, SIZE, label_of, number_of
 
 from robust_train.data import Shards
 from robust_train.data.augment import CropFlip

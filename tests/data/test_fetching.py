@@ -7,6 +7,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from robust_train.read.errors import DataError
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def log_message(self, *args):
         pass
 
     def do_GET(self):
-        Quiet.asked.append(self.path)
+        self.asked.append(self.path)
         super().do_GET()
 
 
@@ -32,7 +33,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def server(tmp_path):
     """Serves tmp_path/far; gives its address."""
     (tmp_path / "far").mkdir()
-    Quiet.asked = []
+    Quiet.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "far"))) as served:
         thread = threading.Thread(target=served.serve_forever, daemon=True)
         thread.start()

@@ -97,6 +97,9 @@ def test_the_forecast_is_kept_current():
         clock.now += 0.5
         progress.add(update, {"loss": 1.0})
     assert stream.getvalue().splitlines()[-1] == "update 10/10 (100 %), loss 1, 128 images/s"
+    clock.now += 100
+    progress.add(10, {"accuracy/clean": 0.5})  # the evaluation at the end is no update
+    assert progress.pace.seconds() == 0.5
 
 
 def test_a_resumed_run_goes_on_from_its_update():

@@ -1,0 +1,32 @@
+"""When training looks whether it has overfitted to its own attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robust_train.nouns import Attack
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A watch for catastrophic overfitting: a stronger attack on the first images of a training batch.
+
+    In training with one-step attacks, accuracy under PGD may fall to nothing within an epoch while accuracy under the
+    training attack rises (Wong et al. 2020, arXiv 2001.03994, who look with PGD-5 once an epoch and stop at a fall of
+    0.2). Recorded as probe/PGD10 and the like, and probe/collapsed; where it is 1, the run also says so.
+    """
+
+    every: int = 0  # updates between two probes; 0: none
+    attack: Attack | None = None  # such as pgd with 10 steps, in the threat model of training
+    images: int = 64  # of the global batch, its first
+    fall: float = 0.2  # of accuracy between two probes: more than that is a collapse
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.images < 1:
+            raise ValueError(f"every={self.every} must be at least 0 and images={self.images} at least 1")
+        if self.every and self.attack is None:
+            raise ValueError("attack is missing: name the attack to probe with, such as pgd with 10 steps")
+
+    def due(self, update: int) -> bool:
+        """Whether a probe comes after `update`."""
+        return self.every > 0 and (update + 1) % self.every == 0

@@ -1,0 +1,46 @@
+"""A function on several ranks: processes of their own, that meet over gloo in a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from robust_train.nouns import Place
+
+
+def on_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(place, *arguments)` gives on each rank. Raises with the first rank's traceback where one fails."""
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_work, args=(rank, world, folder, work, arguments)) for rank in range(world)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        errors = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
+        if errors or any(rank.exitcode for rank in ranks):
+            raise RuntimeError("\n".join(errors) or f"exit codes {[rank.exitcode for rank in ranks]}")
+        return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world)]
+
+
+def _work(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    try:
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+        torch.save(work(Place(rank, world, "cpu"), *arguments), Path(folder) / f"result-{rank}")
+        distributed.barrier()
+        distributed.destroy_process_group()
+    except BaseException:
+        (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
+        os._exit(1)  # at once: the others wait for this rank in a collective, and fail when it is gone
