@@ -69,8 +69,10 @@ def joined(address: str | None) -> Iterator[None]:
     if address is None:
         # Read when Ray is imported. Left to itself, a local cluster writes a token that later ones then demand.
         os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ["PYTHONPATH"] = search_path()
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # between two looks at the workers
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # slow disks; nothing is waited for here
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # slow disks; there is room for all
+        os.environ.update(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0", RAY_TRAIN_METRICS_ENABLED="0")  # a process less each
     import ray
 
     if ray.is_initialized():  # the caller's own cluster: it stays the caller's
@@ -83,7 +85,6 @@ def joined(address: str | None) -> Iterator[None]:
                 address="local",  # without it Ray joins whatever cluster this machine has seen last
                 include_dashboard=False,
                 object_store_memory=STORE,
-                runtime_env={"env_vars": {"PYTHONPATH": search_path()}},
                 **quiet,
             )
         else:

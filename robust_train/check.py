@@ -1,93 +1,173 @@
-"""What can be found wrong with a run before its first update: data, division, disk, memory."""
+"""What can be found wrong with a run before its first update: folder, data, division, disk, memory."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from robust_train import checkpoint
 from robust_train.engines.execution import part_size
+from robust_train.forecast import rehearse
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 
 if TYPE_CHECKING:
-    from robust_train.models.network import Network
+    from robust_train.engines.engine import Engine
     from robust_train.run import Run
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full disk is remedy enough
 
 
-def check(run: Run, place: Place) -> None:
-    """Raise for the first thing that would stop the run later on: each with its remedy."""
-    run.data.check()
-    part = part_size(run, place.world)
-    network = run.build(torch.device("cpu"))
-    room(run, network, place)
-    memory(run, network, part, place)
+def check(run: Run, world: int) -> str:
+    """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
+    part = part_size(run, world)
+    run.data.check()  # type: ignore[attr-defined]
+    run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
+    count = run.batch // world // part
+    each = f" on each of {world} devices" if world > 1 else ""
+    return f"batch: {run.batch:,} images, in {count} part{'s' * (count > 1)} of {part:,}{each}"
 
 
-def room(run: Run, network: Network, place: Place) -> None:
-    """Whether the disk holds the checkpoints that will be there at once: the kept ones, the best, and the one being written."""
-    if not place.leads:
-        return
-    bytes_each = checkpoint_bytes(run, network)
-    wanted = (run.checkpoint.keep + 2) * bytes_each
-    free = shutil.disk_usage(run.path).free
-    if free < wanted:
+def check_room(run: Run, engine: Engine) -> list[str]:
+    """Whether disk and device hold what `engine` will need, in words. Raises ConfigError if not. No collective."""
+    weights = sum(parameter.numel() for parameter in engine.module.parameters())
+    lines = [f"network: {weights:,} weights"]
+    if engine.place.leads:
+        lines.append(room(run, engine))
+    return [*lines, memory(run, engine)]
+
+
+def writable(folder: Path) -> None:
+    """Whether files can be made in a folder, or could be once it is made. Leaves nothing behind."""
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in CURED:
+            raise
         raise ConfigError(
-            f"{run.path}: {free / GIB:.2f} GiB are free, and {run.checkpoint.keep + 2} checkpoints of {bytes_each / GIB:.2f} GiB "
-            f"need {wanted / GIB:.2f}. Free some room, name a folder on another disk, or keep fewer (checkpoint.keep=1)."
+            f"folder={folder} cannot be written: {there}: {os.strerror(error.errno or 0).lower()}. Name a folder that "
+            "you may write to (folder=runs/NAME), or change the rights of this one."
+        ) from None
+
+
+def room(run: Run, engine: Engine) -> str:
+    """Whether the disk holds the checkpoints that are there at once: those kept, the best, and one being written."""
+    each, count = checkpoint_bytes(run, engine), run.checkpoint.keep + 2
+    held = sum(path.stat().st_size for folder in checkpoint.saved(run.path) for path in folder.iterdir())
+    place = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free + held < count * each:
+        raise ConfigError(
+            f"folder={run.folder}: {_size(free)} are free, and {count} checkpoints of {_size(each)} need "
+            f"{_size(count * each)}. Free some room, name a folder on another disk, or keep fewer (checkpoint.keep=1)."
         )
+    return f"disk: {count} checkpoints of {_size(each)} at most, {_size(free)} free"
 
 
-def checkpoint_bytes(run: Run, network: Network) -> int:
-    """Bytes of one checkpoint: weights, two moments (one for SGD) and the average, in float32."""
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    moments = 1 if run.optimiser.name in ("sgd", "momentum") else 2
-    return weights * (1 + moments + (run.average is not None))
+def checkpoint_bytes(run: Run, engine: Engine) -> int:
+    """Bytes of one checkpoint: all of the model's tensors, the optimiser's moments of what is trained, the average."""
+    model = sum(tensor.nbytes for tensor in engine.module.model.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
+    return model + moments(run) * trained + (model if run.average is not None else 0)
 
 
-def memory(run: Run, network: Network, part: int, place: Place) -> None:
-    """Whether the device holds weights, gradients, moments and the activations of one part, as an estimate on one image."""
-    each = activation_bytes(run, network)
-    steady = 2 * checkpoint_bytes(run, network)
-    wanted = steady + part * each
-    have = available(place)
+def moments(run: Run) -> int:
+    """Tensors of a parameter's size that the optimiser keeps: one for SGD with momentum and Lion, else at most two."""
+    return 1 if run.optimiser.name in ("sgd", "nesterov", "momentum", "lion") else 2
+
+
+def memory(run: Run, engine: Engine) -> str:
+    """Whether the device holds gradients, moments and what autograd keeps of one part, measured on one small group."""
+    world = engine.place.world
+    trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
+    shared = world if run.engine.zero else 1  # ZeRO cuts the optimiser's state over the ranks
+    steady = trained + moments(run) * trained // shared
+    each = activation_bytes(run, engine)
+    wanted, have = steady + engine.part * each, available(engine.place)
+    said = f"about {_size(wanted)} for parts of {engine.part:,} images ({_size(each)} an image)"
     if wanted > have:
-        most = max(1, int((have - steady) / each)) if have > steady else 0
-        remedy = f"Set engine.part={most} or less" if most else "Use more devices with engine.zero=2"
+        most = int((have - steady) / each) // run.unit() * run.unit()
+        remedy = f"Set engine.part={most} or less" if most > 0 else "Use a device with more memory"
+        if most <= 0 and world > 1 and not run.engine.zero:
+            remedy += ", or cut the optimiser's state over the devices (engine.zero=2)"
         raise ConfigError(
-            f"a part of {part} images needs about {wanted / GIB:.1f} GiB on {place.device}, and {have / GIB:.1f} GiB are there "
-            f"({each / 2**20:.0f} MiB an image). {remedy}, or network.checkpointing=true."
+            f"memory of {engine.device}: {said} are needed, and {_size(have)} are free. {remedy}; "
+            "network.checkpointing=true needs less, at one more forward an update."
         )
+    return f"memory of {engine.device}: {said}, {_size(have)} free"
 
 
-def activation_bytes(run: Run, network: Network) -> int:
-    """Bytes kept for the backward of one image: what autograd saves in one forward of it."""
-    from robust_train.keyed import Key
+def activation_bytes(run: Run, engine: Engine) -> int:
+    """Bytes an image that autograd holds at the height of an update: attack, forwards and all, on the smallest part."""
+    size = min(engine.part, max(2, run.unit()))  # two: BatchNorm needs more than one value a channel
+    held = Held({parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()})
+    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+        rehearse(run, engine, size)
+    return held.most // size
 
-    group = 2  # two images, halved: BatchNorm needs more than one where a layer's map is 1x1
-    images = torch.full((group, run.data.channels, run.data.size, run.data.size), 0.5)
-    seen: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+class Held:
+    """Counts the bytes that graphs hold at once; storages in `known` (the weights) are there anyway."""
 
-    held = [parameter.untyped_storage().data_ptr() for parameter in network.parameters()]
-    network.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), network.drops(Key(0).rows(torch.arange(group))):
-        network(images).sum()
-    network.move(None)
-    return sum(size for pointer, size in seen.items() if pointer not in held) // group
+    def __init__(self, known: set[int]) -> None:
+        self.known = known
+        self.uses: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> Kept:
+        """What a graph is given to keep in a tensor's place."""
+        return Kept(self, tensor)
+
+    def count(self, storage: Any, change: int) -> None:
+        """One use of a storage more, or less."""
+        place = storage.data_ptr()
+        if place in self.known:
+            return
+        before = self.uses.get(place, 0)
+        self.uses[place] = before + change
+        if min(before, before + change) == 0:
+            self.now += change * storage.nbytes()
+            self.most = max(self.most, self.now)
+
+
+class Kept:
+    """A saved tensor; forgotten by the graph, it is counted no longer."""
+
+    def __init__(self, held: Held, tensor: torch.Tensor) -> None:
+        self.held, self.tensor = held, tensor
+        held.count(tensor.untyped_storage(), 1)
+
+    def __del__(self) -> None:
+        self.held.count(self.tensor.untyped_storage(), -1)
 
 
 def available(place: Place) -> int:
-    """Bytes of memory that this process may use on its device."""
+    """Bytes of memory that this process may still use on its device; on CPUs its share of the machine's."""
     if place.device.startswith("cuda"):
-        return torch.cuda.mem_get_info(place.device)[0]
-    import psutil
+        return torch.cuda.mem_get_info(place.device)[0] + torch.cuda.memory_reserved(place.device)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))  # on this machine, as torchrun and Ray say it
+    return _free_memory() // max(1, neighbours)
 
-    return psutil.virtual_memory().available // max(1, place.world)
+
+def _free_memory() -> int:
+    """Bytes: Linux's own estimate of what can be used without swapping; elsewhere all that the machine has."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _size(count: float) -> str:
+    """Bytes in GiB, or in MiB where they are few."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / MIB:,.1f} MiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,8 +45,6 @@ def write(
 
     Until the manifest is there the folder has another name, so a crash leaves nothing that looks like a checkpoint.
     """
-    from safetensors.torch import save_file
-
     making = folder.with_name(folder.name + ".making")
     if place.leads:
         shutil.rmtree(making, ignore_errors=True)
@@ -54,7 +53,7 @@ def write(
     mine: dict[str, str] = {}
     for name, values in tensors.items():
         held = {key: value.detach().to("cpu").contiguous() for key, value in values.items()}
-        save_file(held, making / name)
+        _save(held, making / name)
         mine[name] = _finish(making / name)
     if place.leads:
         for name, text in texts.items():
@@ -173,6 +172,20 @@ def write_atomically(path: Path, text: str) -> None:
     making.write_text(text, encoding="utf-8")
     _finish(making)
     os.replace(making, path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors. Raises OSError where the system refuses, as other files do: safetensors says it in words."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _finish(path: Path) -> str:

@@ -26,8 +26,16 @@ def parser(program: str, what: str) -> argparse.ArgumentParser:
     found.add_argument("run", nargs="?", help="the run: a YAML file")
     found.add_argument("settings", nargs="*", metavar="key=value", help="changes to the run")
     found.add_argument("--dry-run", action="store_true", help="print the whole run as YAML, defaults and all, and stop")
-    found.add_argument("--check", action="store_true", help="check data, model, disk and memory, print the forecast, and stop")
-    found.add_argument("--list", metavar="NOUN", help="list what there is: objectives, attacks, threats, models, datasets, ...")
+    found.add_argument(
+        "--check", action="store_true", help="check data, model, disk and memory, print the forecast, write nothing"
+    )
+    found.add_argument(
+        "--list",
+        metavar="NOUN",
+        nargs="?",
+        const="",
+        help="list what there is: objectives, attacks, threats, models, ...",
+    )
     found.add_argument("-h", "--help", action="store_true", help="this, and every section and field of a run")
     return found
 
@@ -41,15 +49,20 @@ def inform(arguments: argparse.Namespace, found: argparse.ArgumentParser) -> boo
         print(found.format_help())
         print(describe(Run))
         return True
-    if arguments.list:
+    if arguments.list is not None:
         import robust_train.run  # noqa: F401  the registries are filled by it
         from robust_train.read.errors import ConfigError, nearest
         from robust_train.read.help import catalogue
         from robust_train.read.registry import registries
 
+        if arguments.list == "":
+            print("\n\n".join(f"{noun}:\n{catalogue(registry)}" for noun, registry in registries.items()))
+            return True
         if arguments.list not in registries:
-            known = ", ".join(registries)
-            raise ConfigError(f"--list {arguments.list}: no such noun{nearest(arguments.list, registries)} (there are {known})")
+            raise ConfigError(
+                f"--list {arguments.list}: no such noun{nearest(arguments.list, registries)} (there are "
+                f"{', '.join(registries)})"
+            )
         print(f"{arguments.list}:\n{catalogue(registries[arguments.list], with_fields=True)}")
         return True
     return False
@@ -70,23 +83,30 @@ def read(arguments: argparse.Namespace, default: str | None) -> Run:
     return Run.load(Path(path), settings)
 
 
-def here(run: Run, check_only: bool = False) -> dict[str, Any]:
-    """Do a run in this process, on one device, with plain PyTorch."""
+def here(run: Run, check_only: bool = False, devices: int = 1) -> dict[str, Any]:
+    """Do a run in this process, on one device, with plain PyTorch; or only check it, for so many devices."""
     from robust_train import job
     from robust_train.engines.plain import PlainEngine
     from robust_train.nouns import Place
 
-    return job.do(run, PlainEngine, Place(device=device(run)), check_only)
+    place = Place(device=device(run))
+    if not check_only:
+        return job.do(run, PlainEngine, place)
+    print("\n".join(job.look(run, PlainEngine, place, devices)))
+    return {}
 
 
 def device(run: Run) -> str:
-    """The device of a run in this process: the GPU where there is one."""
+    """The device of a run in this process: the GPU where there is one. ConfigError where one is asked for in vain."""
     import torch
 
     from robust_train.read.errors import ConfigError
 
     if run.cluster.gpu and not torch.cuda.is_available():
-        raise ConfigError("run.cluster.gpu: a GPU was asked for, and PyTorch finds none here. Say cluster.gpu=false, or run where there is one.")
+        raise ConfigError(
+            "run.cluster.gpu: a GPU was asked for, and PyTorch finds none here. Say cluster.gpu=false, or run where "
+            "there is one."
+        )
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from robust_train.keyed import Key
 from robust_train.nouns import Batch, at
+from robust_train.read.errors import ConfigError
+from robust_train.records.progress import duration
 
 if TYPE_CHECKING:
     from robust_train.engines.engine import Engine
@@ -30,8 +33,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Wall time left."""
-        return self.updates * self.batch / self.images_per_second if self.images_per_second else float("nan")
+        """Wall time left, without validation and without waiting for data."""
+        return self.updates * self.batch / self.images_per_second
 
     @property
     def device_hours(self) -> float:
@@ -41,52 +44,65 @@ class Forecast:
     def __str__(self) -> str:
         line = (
             f"{self.updates:,} updates of {self.batch:,} images, {self.units:g} forward passes each; "
-            f"{self.images_per_second:,.0f} images/s: about {clock(self.seconds)}, {self.device_hours:.2g} device-hours"
+            f"{self.images_per_second:,.0f} images/s: about {duration(self.seconds)}, "
+            f"{self.device_hours:.2g} device-hours"
         )
         return line if self.rate is None else f"{line}, {self.device_hours * self.rate:.3g} {self.unit}"
 
 
-def forecast(run: Run, engine: Engine, tries: int = 2) -> Forecast:
-    """Measure what one image costs, on a few rehearsed losses with their gradients; nothing of the engine is changed.
+def forecast(run: Run, engine: Engine, devices: int | None = None, tries: int = 2) -> Forecast:
+    """Measure what a part costs on a few rehearsals of an update; nothing of the engine is changed.
 
-    A rehearsal is an attack and a forward and backward of one part of made-up images: what an update does between its
-    reductions. It draws no data, moves no weights, no statistics and no gradients, and uses no collective.
+    devices: as many as will work at once, each taken to be as fast as this one; None: those of the engine.
     """
-    data, network = run.data, engine.module
-    part = engine.part
-    key = Key(run.seed).of("forecast").rows(torch.arange(part, device=engine.device))
-    shape = (part, data.channels, data.size, data.size)
-    images = torch.full(shape, 0.5, dtype=engine.dtype, device=engine.device)
-    rows = torch.arange(part, device=engine.device)
-    batch = run.mix(Batch(images, rows % data.classes, rows, rows), key)
-    objective = at(run.objective, engine.updates, run.updates)
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    state = {name: value.clone() for name, value in engine.state.items()}
     fastest = float("inf")
-    for _ in range(tries):
-        began = time.monotonic()
-        total = objective(network, batch, key, state).total
+    for _ in range(tries):  # the first may compile, tune and allocate
+        _wait(engine)
+        began = time.perf_counter()
+        rehearse(run, engine, engine.part)
+        _wait(engine)
+        fastest = min(fastest, time.perf_counter() - began)
+    devices = devices or engine.place.world
+    pace = engine.part * devices / fastest
+    left, cluster = run.updates - engine.updates, run.cluster
+    return Forecast(left, run.objective.cost(), pace, run.batch, devices, cluster.rate, cluster.unit)
+
+
+def rehearse(run: Run, engine: Engine, size: int) -> None:
+    """The attack, forward and backward of a part of `size` made-up images: what an update does between reductions.
+
+    Draws no data, moves no weights, no statistics and no gradients, uses no collective, and calls the plain network.
+    Raises ConfigError where the device's memory does not hold it.
+    """
+    network, objective = engine.module, at(run.objective, min(engine.updates, run.updates - 1), run.updates)
+    batch = made_up(run, engine, size)
+    key = Key(run.seed).of("rehearsal").rows(batch.position)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    recorded = [norm.recorded.clone() for norm in network.batchnorms]
+    try:
+        total: Tensor = objective(network, run.mix(batch, key), key, dict(engine.state)).total
         torch.autograd.grad(total, parameters, allow_unused=True)
-        if engine.device.type == "cuda":
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.monotonic() - began)
-    network.move(None)
-    rate = part * engine.place.world / fastest
-    cluster = run.cluster
-    return Forecast(
-        run.updates - engine.updates, objective.cost(), rate, run.batch, engine.place.world, cluster.rate, cluster.unit
-    )
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"engine.part={size}: {engine.device} has no memory for {size} images at once. Set engine.part to less "
+            "than that, or network.checkpointing=true."
+        ) from error
+    finally:
+        with torch.no_grad():
+            for norm, before in zip(network.batchnorms, recorded, strict=True):
+                norm.recorded.copy_(before)
 
 
-def clock(seconds: float) -> str:
-    """A duration as people say it: 45 s, 12 min, 3 h 20 min, 4 d 2 h."""
-    if seconds != seconds:
-        return "an unknown time"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+def made_up(run: Run, engine: Engine, size: int) -> Batch:
+    """Images of the data set's shape, ramps from black to white, with every label in turn."""
+    shape = (size, run.data.channels, run.data.size, run.data.size)
+    pixels = torch.arange(shape[1] * shape[2] * shape[3], device=engine.device) % 251
+    rows = torch.arange(size, device=engine.device)
+    # another ramp for each image: alike they would have no variance for a BatchNorm after global pooling
+    images = ((pixels[None] + 17 * rows[:, None]) % 251).to(engine.dtype).view(shape) / 250
+    return Batch(images, rows % run.data.classes, rows, rows)
+
+
+def _wait(engine: Engine) -> None:
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize(engine.device)

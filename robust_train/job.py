@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from robust_train import checkpoint
-from robust_train.check import check
+from robust_train.check import check, check_room, writable
 from robust_train.engines.engine import Engine, RollBack
+from robust_train.engines.execution import part_size
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import forecast
 from robust_train.keyed import Key
@@ -30,27 +31,45 @@ FREE = ("name", "records", "cluster", "engine", "checkpoint")
 """Fields that may change when a run goes on: they never change its numbers."""
 
 
-def do(run: Run, make: Callable[[Run, Place], Engine], place: Place, check_only: bool = False) -> dict[str, Any]:
+def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, Any]:
     """Train from wherever the run's folder stands to its end, evaluate, and return the summary.
 
-    Everything that can be found wrong beforehand is found before the first update. `check_only`: stop there.
+    Everything that can be found wrong beforehand is found before the first update.
     """
     prepare(run, place)
-    done = finished(run)
-    if done and not check_only:
+    if done := finished(run):
         return done
     deterministic(run, place)
-    check(run, place)
-    with make(run, place) as engine, Records(run, place) as records:
-        begin(engine, records)
-        records.expect(forecast(run, engine))
-        while not check_only:
-            try:
-                train(run, engine, records)
-                return finish(run, engine, records)
-            except RollBack as fault:
-                roll_back(engine, records, fault)
-    return {}
+    check(run, place.world)
+    with make(run, place) as engine:
+        check_room(run, engine)
+        with Records(run, place) as records:
+            begin(engine, records)
+            records.expect(forecast(run, engine))
+            while True:
+                try:
+                    train(run, engine, records)
+                    return finish(run, engine, records)
+                except RollBack as fault:
+                    roll_back(engine, records, fault)
+
+
+def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> list[str]:
+    """All that `do` looks at beforehand, and the forecast for so many devices, in words. Writes nothing of the run."""
+    same(run)
+    writable(run.path)
+    run.data.prepare()
+    deterministic(run, place)
+    sizes = run.data.train_size(), run.data.validation_size()
+    lines = ["data: {:,} training and {:,} validation images, labels in range".format(*sizes), check(run, devices)]
+    alone = replace(run, engine=replace(run.engine, part=part_size(run, devices)))  # one device's part of the work
+    with make(alone, place) as engine:
+        lines += check_room(alone, engine)
+        newest = checkpoint.newest(run.path)
+        if newest is not None:
+            engine.load(newest)
+            lines.append(f"goes on from update {engine.updates:,} ({newest})")
+        return [*lines, f"forecast: {forecast(alone, engine, devices)}"]
 
 
 def finished(run: Run) -> dict[str, Any]:
@@ -62,20 +81,28 @@ def finished(run: Run) -> dict[str, Any]:
 
 def prepare(run: Run, place: Place) -> None:
     """The run's folder with its run.yaml; a different run in it is refused with the difference. Data made ready."""
-    said = run.path / "run.yaml"
-    if said.exists():
-        there = Run.load(said)
-        same = {name: getattr(run, name) for name in FREE}
-        changed = difference(replace(there, **same), run)
-        if changed:
-            raise ConfigError(
-                f"{run.path} holds another run:\n  " + "\n  ".join(changed) + "\nGive this one another folder "
-                f"(folder=runs/NAME), or delete {run.path} to begin anew."
-            )
+    same(run)
+    if place.leads:
+        writable(run.path)
     run.data.prepare()
     if place.leads:
         run.path.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(said, run.dump())
+        checkpoint.write_atomically(run.path / "run.yaml", run.dump())
+
+
+def same(run: Run) -> None:
+    """Refuse a folder that holds another run."""
+    said = run.path / "run.yaml"
+    if not said.exists():
+        return
+    now = Run.load(run.dump())  # as it will be read again: a run made in Python may say 2 where YAML's is 2.0
+    there = replace(Run.load(said), **{name: getattr(now, name) for name in FREE})
+    changed = difference(there, now)
+    if changed:
+        raise ConfigError(
+            f"{run.path} holds another run:\n  " + "\n  ".join(changed) + "\nGive this one another folder "
+            f"(folder=runs/NAME), or delete {run.path} to begin anew."
+        )
 
 
 def begin(engine: Engine, records: Records) -> None:

@@ -1,45 +1,79 @@
-"""A network from a checkpoint, a weights file or a timm name, ready to be attacked."""
+"""A network from a checkpoint, a weights file or a timm name, ready to be attacked; and the images to judge it on."""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from robust_train import checkpoint
+from robust_train.data.shards import Shards
 from robust_train.engines.saved import fit_weights
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
+from robust_train.nouns import Dataset, Model
+from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
 
 
-def load(path: str | Path, device: str = "cpu", averaged: bool = True, **timm: object) -> Network:
-    """The network of a checkpoint (or of a run's folder: its best, else its newest), in eval mode.
+def load(
+    path: str | Path, device: str = "cpu", averaged: bool = True, model: str | None = None, **timm: Any
+) -> Network:
+    """A network in eval mode and float32: pixels in [0, 1] to logits, for any attack.
 
-        network = robust_train.load("runs/demo")
-        network = robust_train.load("resnet50", weights="resnet50.safetensors", classes=1000, size=224)
+        network = robust_train.load("runs/demo")                                # its best checkpoint, else its newest
+        network = robust_train.load("runs/demo/checkpoints/00000440")
+        network = robust_train.load("resnet50.safetensors", model="resnet50")   # weights of a timm model
+        network = robust_train.load("resnet50", classes=10, size=64)            # random weights
 
-    averaged: the averaged weights where the run kept them. A path that does not exist is taken as a timm model's name;
-    then `weights` (a local file), `classes`, `channels`, `size`, `mean`, `std` may be given; nothing is ever fetched.
-    Raises CheckpointError for what is no whole checkpoint, ConfigError for an unknown model.
+    averaged: the averaged weights, where the run kept them. For timm models `classes`, `channels`, `size`, `mean` and
+    `std` may be given; nothing is ever fetched. Raises CheckpointError for what is no whole checkpoint, ConfigError for
+    an unknown model.
     """
-    if not Path(path).exists() and not str(path).startswith((".", "/", "runs")):
-        return of_timm(str(path), device, **timm)  # type: ignore[arg-type]
+    path = Path(path)
+    if path.is_file() and (path.parent / "manifest.json").is_file():
+        path = path.parent  # the weights of a checkpoint: the run beside them says what they are of
+    if path.is_file():
+        if model is None:
+            raise ConfigError(f"{path} says no model: name the timm model that its weights are of, model='resnet50'")
+        return of_timm(model, device, str(path), **timm)
+    if not path.exists() and path.name == str(path):
+        return of_timm(str(path), device, **timm)
+    if model is not None or timm:
+        given = ", ".join(([] if model is None else ["model"]) + list(timm))
+        raise ConfigError(f"{path} is no weights file, so {given} cannot be said of it: a checkpoint knows its model")
     folder = checkpoint.find(path)
     checkpoint.verify(folder)
     run = run_of(folder)
-    network = run.build(torch.device(device))
+    network = bare(run).build(torch.device(device))
     weights = checkpoint.read(folder, "weights")
     if averaged:
         weights |= {name: value.to(weights[name].dtype) for name, value in checkpoint.read(folder, "average").items()}
     fit_weights(network.model, weights, str(folder), {})
+    network.precision = "fp32"
     return network.eval()
 
 
 def run_of(path: str | Path) -> Run:
     """The run that a checkpoint was saved with."""
-    return Run.load(checkpoint.find(path) / "run.yaml")
+    path = Path(path)
+    folder = checkpoint.find(path.parent if path.is_file() else path)
+    if not (folder / "run.yaml").is_file():
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has no run.yaml. Name a run's folder, or a checkpoint in it."
+        )
+    return Run.load(folder / "run.yaml")
+
+
+def bare(run: Run) -> Run:
+    """The run without the weights file that its model began with: a checkpoint has its own."""
+    model: Model = run.network.model
+    if getattr(model, "weights", None) is None:
+        return run
+    return replace(run, network=replace(run.network, model=replace(model, weights=None)))  # type: ignore[type-var]
 
 
 def of_timm(
@@ -55,3 +89,20 @@ def of_timm(
     """A timm model by name, with weights from a local file, its own normalisation inside, in eval mode."""
     blueprint = Blueprint(Timm(name, weights=weights), mean, std)
     return blueprint.build(classes, channels, size, "fp32", 1).to(device).eval()
+
+
+def validation_of(data: Dataset, url: str | None = None) -> Dataset:
+    """The data set with its validation images alone, or those at `url`: training shards need not be there."""
+    if url is None and hasattr(data, "shards"):  # digits: written as shards where they are not there yet
+        data.prepare()  # type: ignore[attr-defined]
+        data = data.shards
+    if url is None and not isinstance(data, Shards):
+        return data
+    where = getattr(data, "validation", None) if url is None else url
+    if where is None:
+        raise ConfigError("the run names no validation shards: name some, such as --data 'val-*.tar'")
+    if isinstance(data, Shards):
+        return replace(data, train=where, validation=where, reader="indexed")
+    known = {field.name for field in fields(Shards)} - {"train", "validation", "augment"}
+    same = {name: getattr(data, name) for name in known if hasattr(data, name)}
+    return Shards(train=where, validation=where, **same)

@@ -14,6 +14,7 @@ import torch
 import robust_train.attacks
 import robust_train.data
 import robust_train.engines
+import robust_train.evaluate
 import robust_train.models
 import robust_train.objectives
 import robust_train.threats  # noqa: F401

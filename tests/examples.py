@@ -35,6 +35,7 @@ def examples(steps: int) -> dict[str, Objective]:
         "generalized, maximum": Generalized((linf, l2), "maximum"),
         "generalized, msd": Generalized((msd(Linf(0.1), steps, 0.05), msd(L2(0.5), steps, 0.2)), "msd"),
         "generalized, sample": Generalized((linf, l2), "sample"),
+        "generalized, sample with weights": Generalized((linf,), "sample", Weights(0.01, GROUP)),
     }
 
 

@@ -28,7 +28,7 @@ WITHIN = {  # and within its row only these
     "run": {"engines", "records", "checkpoint"},
     "engines": {"checkpoint", "records", "run"},  # records and run for their types only
     "loading": {"run", "checkpoint", "engines"},
-    "check": {"run", "engines"},
+    "check": {"run", "engines", "checkpoint", "forecast"},
     "forecast": {"run", "engines", "records"},
     "records": {"run"},
     "compress": {"objectives"},

@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 class Flat(nn.Module):
-    """A linear classifier of all pixels, so that a plain BatchNorm comes last inside a block of its own."""
+    """A linear classifier of everything."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Flat(nn.Module):
 
 @dataclass(frozen=True)
 class ToyNetwork(Model):
-    """conv-bn-relu-drop twice, a residual conv-bn without activation, and a linear layer: 5 parameter tensors and 6 of norms."""
+    """conv-bn-relu-drop twice, a conv-bn that ends its block, and a linear layer."""
 
     width: int = 6  # channels
     rate: float = 0.2  # dropout
@@ -65,7 +65,7 @@ class ToyNetwork(Model):
             nn.Sequential(
                 Block(channels, self.width, 2, self.rate),
                 Block(self.width, self.width, 1, self.rate),
-                nn.Sequential(nn.Conv2d(self.width, self.width, 3, 1, 1), nn.BatchNorm2d(self.width)),
+                nn.Sequential(nn.Conv2d(self.width, self.width, 1), nn.BatchNorm2d(self.width)),
             ),
         )
         model.add_module("head", Flat(self.width * (size // 2) ** 2, classes))

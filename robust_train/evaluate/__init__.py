@@ -1,1 +1,5 @@
-"""What a network is worth."""
+"""Evaluators: a network and data to a report."""
+
+from robust_train.evaluate import pgd
+
+__all__ = ["pgd"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import Tensor
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Batch
+
+Seen = Callable[[int, int, int], None]
+"""Told after each chunk what stands so far: images, right when clean, right when attacked."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,10 @@ class Figure:
 
     def tree(self) -> dict[str, Any]:
         """For JSON."""
-        low, high = self.interval
         return {
             "name": self.name,
             "accuracy": self.accuracy,
-            "interval95": [low, high],
+            "interval95": list(self.interval),
             "right": self.right,
             "images": self.images,
             "eps": self.eps,
@@ -62,10 +64,39 @@ class Judged:
 
     def per_class(self, classes: int) -> list[tuple[int, int, int]]:
         """(images, right when clean, right when attacked) of each class."""
-        count = torch.bincount(self.targets, minlength=classes)
-        clean = torch.bincount(self.targets, self.clean.double(), minlength=classes)
-        robust = torch.bincount(self.targets, self.robust.double(), minlength=classes)
-        return [(int(n), int(c), int(r)) for n, c, r in zip(count, clean, robust, strict=True)]
+        columns = (self.targets, self.targets[self.clean], self.targets[self.robust])
+        counts = (torch.bincount(labels, minlength=classes).tolist() for labels in columns)
+        return list(zip(*counts, strict=True))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found. Nothing in it is rounded."""
+
+    figures: tuple[Figure, ...]  # clean first, then the attacks
+    curve: tuple[Figure, ...]  # accuracy against eps, clean first; empty where none was asked for
+    classes: tuple[
+        tuple[int, int, int], ...
+    ]  # (images, right when clean, right under the last figure's attack) a class
+    signs: tuple[str, ...]  # of gradient masking; empty where none was seen
+
+    @property
+    def images(self) -> int:
+        """Images that were judged."""
+        return self.figures[0].images
+
+    def tree(self, names: list[str]) -> dict[str, Any]:
+        """For JSON; names: of the classes."""
+        clean, attacked = self.figures[0].name, self.figures[-1].name
+        return {
+            "figures": [figure.tree() for figure in self.figures],
+            "curve": [figure.tree() for figure in self.curve],
+            "classes": [
+                {"class": name, "images": count, f"right/{clean}": right, f"right/{attacked}": held}
+                for name, (count, right, held) in zip(names, self.classes, strict=True)
+            ],
+            "masking": list(self.signs),
+        }
 
 
 def judge(
@@ -74,24 +105,30 @@ def judge(
     attack: Attack | None,
     key: Key,
     device: torch.device | str = "cpu",
-    seen: Callable[[int, int, int], None] | None = None,
+    seen: Seen | None = None,
 ) -> Judged:
     """Verdicts on every image, chunk by chunk; a function of network, chunks and key alone.
 
-    seen(images, clean, robust): told after each chunk what stands so far. Costs the attack and two forwards an image.
+    Images that stand in for broken ones are left out. Costs the attack and two forwards an image.
     """
     kept: list[tuple[Tensor, ...]] = []
     totals = [0, 0, 0]
     for batch in batches:
+        if "broken" in batch.extra:
+            batch = batch[batch.extra["broken"] == 0]
+        if not len(batch):
+            continue
         batch = batch.to(device)
         clean, robust, _ = verdicts(network, batch, attack, key)
         labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
-        kept.append(tuple(t.cpu() for t in (batch.sample, labels, clean.bool(), robust.bool())))
-        totals = [totals[0] + len(batch), totals[1] + int(clean.sum()), totals[2] + int(robust.sum())]
+        columns = [tensor.cpu() for tensor in (batch.sample, labels, clean.bool(), robust.bool())]
+        kept.append(tuple(columns))
+        totals = [totals[0] + len(batch), totals[1] + int(columns[2].sum()), totals[2] + int(columns[3].sum())]
         if seen is not None:
-            seen(*totals)
+            seen(totals[0], totals[1], totals[2])
     if not kept:
-        return Judged(*(torch.zeros(0, dtype=torch.int64) for _ in range(2)), *(torch.zeros(0, dtype=torch.bool),) * 2)
+        none = torch.zeros(0, dtype=torch.int64)
+        return Judged(none, none, none.bool(), none.bool())
     return Judged(*(torch.cat(column) for column in zip(*kept, strict=True)))
 
 
@@ -111,7 +148,7 @@ def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
 
     import robust_train
 
-    named = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.processor() or "cpu"
+    named = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.processor()
     return {
         "versions": {
             "robust_train": robust_train.__version__,
@@ -119,12 +156,7 @@ def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        "device": f"{device}: {named}",
+        "device": f"{device}: {named or platform.machine()}",
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 3),
     }
-
-
-def spread(eps: float, points: int) -> Sequence[float]:
-    """Radii of a curve: `points` of them up to twice eps, eps among them where the number is even."""
-    return [2 * eps * (index + 1) / points for index in range(points)]

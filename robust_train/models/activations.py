@@ -30,7 +30,7 @@ def replace_relus(model: nn.Module, activation: Activation) -> list[str]:
     functional = [
         name or "the model"
         for name, module in model.named_modules()
-        if any(not hasattr(module, function) for function in FUNCTIONS & _called(module))
+        if type(module) not in RELUS and any(not hasattr(module, function) for function in FUNCTIONS & _called(module))
     ]
     if functional:
         raise ConfigError(

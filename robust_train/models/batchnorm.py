@@ -44,10 +44,10 @@ class GroupedBatchNorm(_BatchNorm):
 
     def __init__(self, norm: _BatchNorm, norms: Norms, name: str = "") -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, track_running_stats=True)
-        self.load_state_dict(norm.state_dict())
         for own, given in zip(self.parameters(), norm.parameters(), strict=True):
             own.requires_grad_(given.requires_grad)
         self.to(norm.running_mean.dtype)  # type: ignore[union-attr]  # `group_batchnorms` saw that it is there
+        self.load_state_dict(norm.state_dict())
         recorded = torch.zeros(2 * norm.num_features + 1, dtype=self.running_mean.dtype)  # type: ignore[union-attr]
         self.register_buffer("recorded", recorded, persistent=False)
         self.norms = norms

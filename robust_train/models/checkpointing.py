@@ -83,6 +83,9 @@ class _As:
     def __enter__(self) -> None:
         self.now = _settings(self.block)
         _set(self.then)
+        for mode in self.block.recomputed_under:
+            if hasattr(mode, "record"):  # statistics count once; and a recomputation may stop before its last group
+                mode.record = False
 
     def __exit__(self, *error: object) -> None:
         _set(self.now)

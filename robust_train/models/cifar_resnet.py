@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from robust_train.models.small_cnn import PreActivationBlock
+from robust_train.models.small_cnn import Chain, PreActivationBlock
 from robust_train.nouns import Model
 from robust_train.read.registry import models
 
@@ -28,7 +28,7 @@ class PreActResNet(Model):
     depth: Literal[18, 34, 50] = 18  # layers with weights; 50 has bottleneck blocks
 
     def build(self, classes: int, channels: int, size: int) -> nn.Module:
-        model = nn.Sequential()
+        model = Chain()
         model.add_module("stem", nn.Conv2d(channels, 64, 3, padding=1, bias=False))
         width = 64
         for index, blocks in enumerate(BLOCKS[self.depth]):
@@ -73,7 +73,7 @@ class WideResNet(Model):
             raise ValueError(f"drop_rate={self.drop_rate:g} is not in [0, 1): it is a probability")
 
     def build(self, classes: int, channels: int, size: int) -> nn.Module:
-        model = nn.Sequential()
+        model = Chain()
         model.add_module("stem", nn.Conv2d(channels, 16, 3, padding=1, bias=False))
         width = 16
         for index in range(3):
@@ -120,7 +120,7 @@ class PreActivationBottleneck(nn.Module):
         return straight + self.conv3(self.act3(self.norm3(y)))
 
 
-def _headed(model: nn.Sequential, width: int, classes: int) -> nn.Sequential:
+def _headed(model: Chain, width: int, classes: int) -> Chain:
     """The model with the last norm, the mean over places, and the classifier."""
     model.add_module("norm", nn.BatchNorm2d(width))
     model.add_module("act", nn.ReLU())

@@ -58,7 +58,7 @@ class Network(nn.Module):
         replace_drops(model, self.masks)
         refuse_unkeyed(model)
         self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.norms)
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+        self.model = model  # weights stay contiguous: DeepSpeed flattens and sends them as they lie
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
 

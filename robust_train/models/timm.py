@@ -62,8 +62,8 @@ class Timm(Model):
 
     def stages(self, model: nn.Module) -> Iterator[str]:
         """layer1 to layer4 of a ResNet, each block of a ViT, each stage of a ConvNeXt or Swin; none if unknown."""
-        inside = model.features if isinstance(getattr(model, "features", None), nn.Sequential) else model
-        prefix = "" if inside is model else "features."
+        features = getattr(model, "features", None)
+        inside, prefix = (features, "features.") if isinstance(features, nn.Sequential) else (model, "")
         for name, child in inside.named_children():
             if WHOLE.fullmatch(name):
                 yield f"{prefix}{name}"
@@ -100,7 +100,6 @@ class Timm(Model):
                 f"timm cannot build {self.name} for {channels}x{size}x{size} images{wanted and ' with '}{wanted}: "
                 f"{_first_line(error)}. Change the field it names, data.size, or the model."
             ) from error
-
 
     def _try(self, model: nn.Module, classes: int, channels: int, size: int) -> None:
         """One image through the model: many a size, or a model that is no classifier, is refused only there."""

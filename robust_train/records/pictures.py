@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from robust_train.evaluate.report import wilson
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -132,16 +134,6 @@ def curve(
     panel.legend(frameon=False, fontsize=9)
     panel.set_title(title or f"{images:,} images, 95 % binomial bands", fontsize=10, color=INK)
     return _bytes(figure)
-
-
-def wilson(accuracy: float, images: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a fraction of n images: where (p - accuracy)^2 <= z^2 p (1 - p) / n."""
-    if images < 1:
-        raise ValueError(f"images={images} must be at least 1: an interval needs images")
-    shrink = 1 + z * z / images
-    centre = (accuracy + z * z / (2 * images)) / shrink
-    half = z / shrink * math.sqrt(accuracy * (1 - accuracy) / images + (z / (2 * images)) ** 2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _figure(width: float, height: float) -> Figure:

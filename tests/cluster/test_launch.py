@@ -22,7 +22,7 @@ def test_two_deepspeed_ranks_under_ray_have_the_numbers_of_one_plain_process(und
     pairs = list(zip(records(undisturbed), records(tmp_path / "debug"), strict=True))[:20]
     assert len(pairs) == 20
     for ray, debug in pairs:
-        assert ray == pytest.approx(debug, rel=1e-5, abs=1e-5)
+        assert ray == pytest.approx(debug, rel=1e-5, abs=1e-6)
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["updates"] == UPDATES
     assert 0 <= summary["accuracy/clean"] <= 1

@@ -76,7 +76,8 @@ def test_a_random_start_is_constant_on_patches_and_even_in_the_ball():
     threat = Pyramid(0.01, (4, 1), (20.0, 0.0))
     images = torch.full((500, 2, 8, 8), 0.5)
     coarse, fine = threat.start(images, Key(0))
-    assert coarse.shape == (500, 2, 2, 2) and fine.shape == (500, 2, 8, 8)
+    assert coarse.shape == (500, 2, 2, 2)
+    assert fine.shape == (500, 2, 8, 8)
     assert max(coarse.abs().max(), fine.abs().max()) <= 0.01
     assert abs(float(coarse.mean())) < 4 * 0.01 / (3 * 4000) ** 0.5
     moved = threat.apply(images, (coarse, fine)) - images

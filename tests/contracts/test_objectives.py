@@ -1,0 +1,224 @@
+"""What every registered objective keeps to."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import robust_train.objectives  # noqa: F401  # fills the registry
+from robust_train.attacks.combine import Restarts
+from robust_train.attacks.fgsm import NFGSM
+from robust_train.attacks.pgd import PGD
+from robust_train.keyed import Key
+from robust_train.models.network import Network
+from robust_train.nouns import Batch, Objective
+from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
+from robust_train.objectives.interpolated import Interpolated
+from robust_train.objectives.madry import Madry
+from robust_train.objectives.plain import Plain
+from robust_train.objectives.pyramid import PyramidTraining
+from robust_train.objectives.trades import Trades
+from robust_train.read.registry import objectives
+from robust_train.threats.l1 import L1
+from robust_train.threats.l2 import L2
+from robust_train.threats.linf import Linf
+from robust_train.threats.pyramid import Pyramid
+from robust_train.threats.weights import Weights
+
+LINF = PGD(Linf(0.1), 2, 0.05)
+PATCHES = PGD(
+    Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0)), 2, 0.01, "zero", targets="random", drops="frozen", norm="group"
+)
+BALLS = tuple(PGD(ball, 2, size, "zero", "best") for ball, size in ((Linf(0.1), 0.05), (L2(0.5), 0.3), (L1(1.5), 1.0)))
+EXAMPLES: dict[str, list[Objective]] = {
+    "plain": [Plain(), Plain(0.1)],
+    "madry": [Madry(LINF), Madry(NFGSM(Linf(0.1)), 0.1), Madry(PGD(Linf(0.1), 0, 0.1))],
+    "trades": [
+        Trades(PGD(Linf(0.1), 3, 0.05, "noise"), 6.0),
+        Trades(Restarts(LINF, 2), 1.0, 0.1),
+        Trades(PGD(Linf(0.1), 0, 0.05, "noise"), 6.0),
+    ],
+    "pyramid": [PyramidTraining(PATCHES), PyramidTraining(PATCHES, "sigmoid", 0.5, 0.1)],
+    "interpolated": [
+        Interpolated(LINF, group=4),
+        Interpolated(LINF, 2.0, 4, "stages", 0.1),
+        Interpolated(LINF, 0.0, 4, ("input", "hidden")),
+    ],
+    "generalized": [
+        *(Generalized(BALLS, join) for join in ("average", "maximum", "msd", "sample")),
+        *(Generalized(BALLS, join, Weights(0.05, 4), 0.1) for join in ("average", "maximum", "msd", "sample")),
+        Generalized((PATCHES,), "maximum"),
+    ],
+}
+OBJECTIVES = [objective for name in objectives for objective in EXAMPLES.get(name, [])]
+every = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.use}-{OBJECTIVES.index(o)}")
+
+
+def network_of(**layers: nn.Module) -> Network:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    return Network(model, 3, group=4, stages=("hidden",)).double()
+
+
+def convolutional() -> Network:
+    return network_of(
+        stem=nn.Conv2d(1, 4, 3, padding=1),
+        norm=nn.BatchNorm2d(4),
+        hidden=nn.Tanh(),
+        drop=nn.Dropout(0.3),
+        flat=nn.Flatten(),
+        head=nn.Linear(256, 3),
+    )
+
+
+def a_batch() -> tuple[Batch, Key]:
+    torch.manual_seed(1)
+    images, position = (torch.rand(8, 1, 8, 8).double() * 1.4 - 0.2).clamp(0, 1), torch.arange(8)
+    return Batch(images, position % 3, position, position + 100), Key(3).at(7).rows(position)
+
+
+def gradient_of(total: torch.Tensor, network: Network) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
+
+
+@contextmanager
+def counting():
+    """Yields a list of floating-point operations of the matrix products done inside."""
+
+    class Flops(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            out = function(*arguments, **(named or {}))
+            formula = flop_registry.get(function._overloadpacket)
+            if formula is not None:
+                counted.append(formula(*arguments, **(named or {}), out_val=out))
+            return out
+
+    counted: list[int] = []
+    with Flops():
+        yield counted
+
+
+class Scaled(nn.Module):
+    """Pixels times a trained number: below it, the first matrix product too has an input that needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scale * images
+
+
+def test_every_objective_is_tried_here():
+    assert set(EXAMPLES) == set(objectives), "give a new objective an example above"
+
+
+@every
+def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objective):
+    network, (batch, key) = convolutional(), a_batch()
+    loss = objective(network, batch, key, {})
+    assert loss.total.shape == ()
+    gradient = gradient_of(loss.total, network)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert loss.metrics
+    for name, value in loss.metrics.items():
+        assert name.split("/")[0] in ("loss", "accuracy"), name
+        assert value.shape == ()
+    assert all(0 <= value <= 1 for name, value in loss.metrics.items() if name.startswith("accuracy/"))
+
+
+@every
+def test_parts_of_a_batch_are_the_batch(objective):
+    """Whole groups of BatchNorm and of mixing: losses, metrics and gradients average, counts add up. Masks are on."""
+    network, (batch, key) = convolutional(), a_batch()
+    whole = objective(network, batch, key, {})
+    recorded = network.recorded()
+    network.move(None)
+    parts = [objective(network, batch[rows], key[rows], {}) for rows in (slice(0, 4), slice(4, 8))]
+    assert 8 % objective.groups() == 0
+    assert_close(sum(part.total for part in parts) / 2, whole.total, rtol=1e-12, atol=0)
+    for name, value in whole.metrics.items():
+        assert_close(sum(part.metrics[name] for part in parts) / 2, value, rtol=1e-12, atol=1e-15)
+    for name, value in whole.counts.items():
+        assert_close(sum(part.counts[name] for part in parts), value)
+    found = sum(gradient_of(part.total, network) for part in parts) / 2
+    assert_close(found, gradient_of(whole.total, network), rtol=1e-9, atol=1e-12)
+    assert_close(network.recorded(), recorded)
+
+
+@every
+def test_attacks_record_no_statistics(objective):
+    """Only forwards with a graph for the weights count: as many groups as the docstring's training forwards."""
+    network, (batch, key) = convolutional(), a_batch()
+    objective(network, batch, key, {})
+    forwards = float(network.recorded()[-1]) / 2  # two groups of four
+    assert forwards in (1, 2, 3, 4)
+    assert forwards == training_forwards(objective)
+
+
+def training_forwards(objective: Objective) -> int:
+    if isinstance(objective, Generalized):
+        terms = len(objective.attacks) if objective.join == "average" else 1
+        return terms + (objective.weights is not None and objective.join != "sample")
+    return 1 if isinstance(objective, (Plain, Madry)) else 2
+
+
+@every
+def test_an_update_costs_what_it_says(objective):
+    """Matrix products alone, forward and backward; one unit is a forward of the batch."""
+    network = network_of(
+        scaled=Scaled(), flat=nn.Flatten(), first=nn.Linear(64, 16, bias=False), hidden=nn.Tanh(), head=nn.Linear(16, 3)
+    )
+    batch, key = a_batch()
+    with counting() as forward, torch.no_grad():
+        network.eval()(batch.images)
+    network.train()
+    spared = 0.0
+    if getattr(objective, "weights", None) is not None:
+        spared = forward[0] / sum(forward)  # the weights' direction needs no gradient of the first layer's input
+    found: dict[int, float] = {}  # by the member drawn, where one is
+    for update in range(40 if getattr(objective, "join", None) == "sample" else 1):
+        with counting() as flops:
+            loss = objective(network, batch, key.at(update), {})
+            torch.autograd.grad(loss.total, list(network.parameters()))
+        found[int(loss.counts[SEEN].argmax()) if loss.counts else 0] = sum(flops) / sum(forward)
+    if len(found) > 1:
+        assert len(found) == len(objective.names)
+        spared /= len(found)
+    assert sum(found.values()) / len(found) == pytest.approx(objective.cost() - spared, abs=1e-12)
+
+
+@every
+def test_one_hot_distributions_are_labels(objective):
+    network, (batch, key) = convolutional(), a_batch()
+    soft = Batch(batch.images, F.one_hot(batch.targets, 3).double(), batch.position, batch.sample)
+    hard, same = objective(network, batch, key, {}), objective(network, soft, key, {})
+    assert_close(same.total, hard.total, rtol=1e-6, atol=0)
+
+
+@every
+def test_the_key_alone_decides(objective):
+    network, (batch, key) = convolutional(), a_batch()
+    first = objective(network, batch, key, {}).total
+    torch.manual_seed(55)
+    assert torch.equal(objective(network, batch, key, {}).total, first)
+
+
+@pytest.mark.parametrize("objective", [o for o in OBJECTIVES if isinstance(o, Generalized) and o.join == "sample"])
+def test_counts_are_of_the_member_drawn(objective):
+    network, (batch, key) = convolutional(), a_batch()
+    counts = objective(network, batch, key, {}).counts
+    assert counts[SEEN].sum() == len(batch)
+    assert (counts[SEEN] > 0).sum() == 1
+    assert (counts[RIGHT] <= counts[SEEN]).all()

@@ -1,0 +1,56 @@
+"""A problem whose robust accuracy is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robust_train.nouns import Batch, Place
+
+SIDE = 6
+
+
+class Linear(nn.Module):
+    """Two classes, by the sign of w . (x - 1/2): logits (0, s w . (x - 1/2)), with a small s so that nothing saturates."""
+
+    classes = 2
+
+    def __init__(self, scale: float = 0.1) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(3 * SIDE * SIDE, generator=generator))
+        self.scale = scale
+
+    def score(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - 0.5) @ self.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = self.scale * self.score(images)
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    @torch.no_grad()
+    def radius(self, images: Tensor, targets: Tensor) -> Tensor:
+        """[B]: the largest L-infinity radius that an image survives: its margin / |w|_1; negative where it is wrong."""
+        return (2 * targets - 1) * self.score(images) / self.weight.abs().sum()
+
+
+class Middling:
+    """Images far from black and white, so that no ball of radius 0.2 meets the box; every tenth label is wrong."""
+
+    classes = 2
+
+    def __init__(self, number: int = 203, broken: tuple[int, ...] = ()) -> None:
+        generator = torch.Generator().manual_seed(2)
+        along = Linear().weight.sign().view(3, SIDE, SIDE)
+        far = 0.2 * torch.rand(number, 1, 1, 1, generator=generator)  # radii spread over 0 to 0.2
+        side = (torch.arange(number) % 2 * 2 - 1).view(-1, 1, 1, 1)
+        self.images = 0.5 + side * far * along + 0.02 * (torch.rand(number, 3, SIDE, SIDE, generator=generator) - 0.5)
+        self.targets = (torch.arange(number) % 2) ^ (torch.arange(number) % 10 == 0).long()
+        self.broken = torch.zeros(number)
+        self.broken[list(broken)] = 1
+
+    def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
+        for rows in torch.arange(min(limit or len(self.images), len(self.images))).split(chunk):
+            yield Batch(self.images[rows], self.targets[rows], rows, rows, {"broken": self.broken[rows]})

@@ -1,0 +1,74 @@
+"""What every registered model promises: logits, gradients, stages."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, is_dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from robust_train.keyed import Key
+from robust_train.models.blueprint import Blueprint
+from robust_train.models.cifar_resnet import WideResNet
+from robust_train.models.convstem import ConvStem
+from robust_train.models.timm import Timm
+from robust_train.nouns import Model
+from robust_train.read.help import summary, undocumented
+from robust_train.read.registry import models
+
+GIVEN: dict[str, Model] = {  # where a field has no default, or the default is large
+    "timm": Timm("test_resnet"),
+    "convstem": ConvStem(Timm("test_vit", patch_size=8)),
+    "wide-resnet": WideResNet(10, 2),
+}
+every = pytest.mark.parametrize("use", models.names)
+
+
+def model_of(use: str) -> Model:
+    if use in GIVEN:
+        return GIVEN[use]
+    needed = [f.name for f in fields(models[use]) if f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
+    assert not needed, f"{use}: give {needed} in GIVEN"
+    return models[use]()
+
+
+@every
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 32), (3, 64)])
+def test_every_model_makes_logits_of_the_datas_shape_and_trains_all_its_weights(
+    use: str, channels: int, size: int
+) -> None:
+    torch.manual_seed(0)
+    model = model_of(use).build(7, channels, size)
+    network = Blueprint(model_of(use), group=2).build(7, channels, size, "fp32", 4)
+    assert isinstance(model, nn.Module)
+    assert all(module.training for module in model.modules())
+    with network.drops(Key(0).rows(torch.arange(4))):
+        logits = network(torch.rand(4, channels, size, size))
+    assert logits.shape == (4, 7)
+    logits.square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@every
+def test_the_stages_of_every_model_are_layers_that_give_one_tensor_a_batch(use: str) -> None:
+    model = model_of(use)
+    network = Blueprint(model, group=2).build(7, 3, 32, "fp32", 4)
+    assert network.stages
+    _, seen = network(torch.rand(4, 3, 32, 32), taps=network.stages)
+    assert tuple(seen) == network.stages  # in the order of the forward
+    assert all(len(hidden) == 4 for hidden in seen.values())
+
+
+@every
+def test_rows_of_every_model_are_alone_in_eval_mode(use: str) -> None:
+    network = Blueprint(model_of(use), group=2).build(7, 3, 32, "fp32", 4).double().eval()
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(network(images)[1:2], network(images[1:2]), rtol=1e-9, atol=1e-11)
+
+
+@every
+def test_every_model_says_what_it_is(use: str) -> None:
+    assert is_dataclass(models[use])
+    assert summary(models[use]).endswith((".", ")"))
+    assert undocumented(models[use]) == []

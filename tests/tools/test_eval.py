@@ -1,0 +1,175 @@
+"""tools.eval: one command from a checkpoint, or a timm model, to an honest table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import robust_train
+from robust_train.attacks.pgd import PGD
+from robust_train.checkpoint import newest, read
+from robust_train.keyed import Key
+from robust_train.read.errors import ConfigError
+from robust_train.run import Run
+from robust_train.threats.linf import Linf
+from tools.eval import arguments, main, subject
+
+QUICK = ["--images", "40", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def report(small_run: Path, tmp_path_factory) -> dict:
+    """The report on the run, as written by the command."""
+    target = tmp_path_factory.mktemp("report") / "deep" / "eval.json"
+    main([str(small_run.parent / "run"), *QUICK, "--curve", "2", "--json", str(target)])
+    return json.loads(target.read_text(encoding="utf-8"))
+
+
+def test_the_report_says_how_each_figure_was_obtained(report, small_run):
+    clean, robust = report["figures"]
+    assert (clean["name"], robust["name"]) == ("clean", "pgd2")
+    assert clean["images"] == robust["images"] == report["data"]["images"] == 40
+    assert clean["accuracy"] == clean["right"] / 40 >= robust["accuracy"] == robust["right"] / 40
+    assert robust["attack"]["use"] == "restarts"
+    assert robust["attack"]["restarts"] == 2
+    assert robust["attack"]["attack"]["threat"] == {"use": "linf", "eps": 0.1}
+    assert robust["attack"]["attack"]["step_size"] == pytest.approx(2.5 * 0.1 / 2)
+    low, high = robust["interval95"]
+    assert low <= robust["accuracy"] <= high
+    assert report["seed"] == 0
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["weights"].endswith("checkpoints/00000004")
+    assert list(report["data"]["sha256"]) == ["digits-validation-000000.tar"]
+
+
+def test_the_curve_goes_to_twice_the_radius_and_the_classes_add_up(report):
+    assert [point["eps"] for point in report["curve"]] == pytest.approx([0, 0.1, 0.2])
+    assert [row["class"] for row in report["classes"]] == [str(digit) for digit in range(10)]
+    assert sum(row["images"] for row in report["classes"]) == 40
+    assert sum(row["right/clean"] for row in report["classes"]) == report["figures"][0]["right"]
+    assert sum(row["right/pgd2"] for row in report["classes"]) == report["figures"][1]["right"]
+
+
+def test_pictures_are_written_beside_the_report(report):
+    for path, name in zip(report["pictures"], ("eval-attack.png", "eval-curve.png"), strict=True):
+        assert Path(path).name == name
+        assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_chunk_changes_no_figure(report, small_run, tmp_path):
+    main([str(small_run.parent / "run"), *QUICK, "--curve", "0", "--chunk", "7", "--json", str(tmp_path / "a.json")])
+    other = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert [figure["right"] for figure in other["figures"]] == [figure["right"] for figure in report["figures"]]
+    assert other["classes"] == report["classes"]
+    assert other["curve"] == []
+    assert not (tmp_path / "eval-curve.png").exists()
+
+
+def test_the_tables_are_printed(small_run, tmp_path, capsys):
+    main([str(small_run.parent / "run"), *QUICK, "--curve", "0", "--eps", "8/255", "--json", str(tmp_path / "a.json")])
+    said = capsys.readouterr().out
+    assert "linf eps 0.03137, 40 images, 2 restarts" in said
+    assert "pgd2" in said
+    assert "95 % interval" in said
+    assert "weakest first" in said
+
+
+def test_a_loaded_network_has_the_averaged_weights_and_any_attack_works_on_it(small_run):
+    folder = small_run.parent / "run"
+    network = robust_train.load(folder)
+    checkpoint = newest(folder)
+    averaged, raw = read(checkpoint, "average"), read(checkpoint, "weights")
+    own = network.model.state_dict()
+    assert all(torch.equal(own[name], averaged[name].to(own[name].dtype)) for name in averaged)
+    trained = robust_train.load(checkpoint / "weights.safetensors", averaged=False)
+    assert all(torch.equal(value, raw[name]) for name, value in trained.model.state_dict().items())
+    assert any(not torch.equal(own[name], raw[name]) for name in averaged)
+    assert not network.training
+    images, targets = torch.rand(3, 1, 32, 32), torch.tensor([1, 2, 3])
+    adversarial = PGD(Linf(8 / 255), steps=3, step_size=2 / 255)(network, images, targets, Key(0))
+    assert float((adversarial - images).abs().max()) == pytest.approx(8 / 255, rel=1e-5)
+
+
+def test_a_timm_model_is_judged_by_its_name_and_weights(small_run, tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    network = robust_train.load("test_resnet", classes=10, size=32)
+    save_file(network.model.state_dict(), tmp_path / "weights.safetensors")
+    shards = str(small_run.parent / "digits" / "digits-validation-*.tar")
+    words = ["--model", "test_resnet", "--weights", str(tmp_path / "weights.safetensors"), "--classes", "10"]
+    words += ["--size", "32", "--data", shards, "--eps", "4/255", *QUICK, "--curve", "0"]
+    main([*words, "--json", str(tmp_path / "eval.json")])
+    found = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
+    assert found["model"] == "test_resnet"
+    assert found["figures"][1]["eps"] == pytest.approx(4 / 255)
+    images = torch.rand(2, 3, 32, 32)
+    again = robust_train.load(tmp_path / "weights.safetensors", model="test_resnet", classes=10, size=32)
+    with torch.no_grad():
+        assert torch.equal(again(images), network(images))
+
+
+def test_a_checkpoint_needs_neither_the_training_shards_nor_the_weights_it_began_with(small_run, tmp_path):
+    """The run as saved names both; where it is judged they may be gone."""
+    from robust_train.loading import bare, validation_of
+    from robust_train.models.timm import Timm
+
+    run = Run.load(small_run)
+    model = Timm("test_resnet", weights="/nowhere/weights.pth")
+    begun = replace(run, network=replace(run.network, model=model))
+    assert bare(begun).network.model == Timm("test_resnet")
+    assert bare(run) is run
+    shards = run.data.shards
+    far = validation_of(replace(shards, train="/nowhere/*.tar"))
+    far.prepare()
+    assert far.validation_size() == 360
+    assert next(iter(validation_of(run.data).checksums().values())) in far.checksums().values()
+
+
+@pytest.mark.parametrize(
+    ("words", "threat"),
+    [
+        ([], {"use": "linf", "eps": 0.1}),
+        (["--eps", "0.2"], {"use": "linf", "eps": 0.2}),
+        (["--threat", "l2", "--eps", "1"], {"use": "l2", "eps": 1.0}),
+    ],
+)
+def test_the_threat_model_is_the_runs_unless_another_is_named(small_run, words, threat):
+    from robust_train.read.parse import tree_of
+
+    _, _, evaluation = subject(arguments([str(small_run.parent / "run"), *words]), "cpu")
+    assert tree_of(evaluation.threat) == threat
+
+
+def test_another_threat_model_needs_a_radius_of_its_own(small_run):
+    with pytest.raises(ConfigError, match=r"not attacked in the threat model l1, so it has no eps.*--eps"):
+        subject(arguments([str(small_run.parent / "run"), "--threat", "l1"]), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a checkpoint, or a timm model"),
+        (["--model", "resnet18"], "--model needs --weights and --data and --eps too"),
+        (["runs/x", "--weights", "w.pth"], "--weights needs --model"),
+        (["runs/x", "--eps", "eight"], "'eight' is no number: write 0.03 or 8/255"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_refused_with_what_it_needs(words, said, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_teaches_what_the_figures_mean(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--help"])
+    assert error.value.code == 0
+    said = capsys.readouterr().out
+    for word in ("upper bound", "8/255", "python -m tools.eval runs/demo", "robust_train.load", "--restarts"):
+        assert word in said
