@@ -168,6 +168,7 @@ def fit(run: Run, home: Path) -> None:
             self.restarts -= 1
 
     cluster = run.cluster
+    callbacks: Any = [Refused()]
     trainer = TorchTrainer(
         work,
         train_loop_config={"run": run.dump(), "home": str(home), "said": said, "terminal": Terminal.here()},
@@ -179,7 +180,7 @@ def fit(run: Run, home: Path) -> None:
             name="train",
             storage_path=str(home / run.path / "ray"),
             failure_config=FailureConfig(max_failures=cluster.restarts),
-            callbacks=[Refused()],
+            callbacks=callbacks,
         ),
     )
     try:

@@ -28,7 +28,7 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
     part = part_size(run, world)
-    run.data.check()  # type: ignore[attr-defined]
+    run.data.check()
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
     count = run.batch // world // part
     each = f" on each of {world} devices" if world > 1 else ""
@@ -44,8 +44,11 @@ def check_room(run: Run, engine: Engine) -> list[str]:
     return [*lines, memory(run, engine)]
 
 
-def writable(folder: Path) -> None:
-    """Whether files can be made in a folder, or could be once it is made. Leaves nothing behind."""
+def writable(folder: Path, option: str = "folder=runs/NAME") -> None:
+    """Whether files can be made in a folder, or could be once it is made. Leaves nothing behind.
+
+    option: how another folder is named. Raises ConfigError, or OSError where the disk is full.
+    """
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -55,8 +58,8 @@ def writable(folder: Path) -> None:
         if error.errno in CURED:
             raise
         raise ConfigError(
-            f"folder={folder} cannot be written: {there}: {os.strerror(error.errno or 0).lower()}. Name a folder that "
-            "you may write to (folder=runs/NAME), or change the rights of this one."
+            f"{folder} cannot be written ({there}: {os.strerror(error.errno or 0).lower()}). Name a folder that you "
+            f"may write to ({option}), or change the rights of this one."
         ) from None
 
 

@@ -88,13 +88,19 @@ def verify(folder: Path) -> dict[str, Any]:
             "or a run's folder for its newest."
         ) from None
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder}/manifest.json was altered or cut short ({error}). Use an older checkpoint.") from None
+        raise CheckpointError(
+            f"{folder}/manifest.json was altered or cut short ({error}). Use an older checkpoint."
+        ) from None
     for name, checksum in named:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{folder} lacks {name}, which its manifest lists. Copy the whole folder, or use an older checkpoint.")
+            raise CheckpointError(
+                f"{folder} lacks {name}, which its manifest lists. Copy the whole folder, or use an older checkpoint."
+            )
         if _checksum(path) != checksum:
-            raise CheckpointError(f"{path} is not the file that was saved (its checksum differs). Use an older checkpoint.")
+            raise CheckpointError(
+                f"{path} is not the file that was saved (its checksum differs). Use an older checkpoint."
+            )
     return manifest
 
 

@@ -19,7 +19,7 @@ from robust_train.engines.execution import part_size
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import forecast
 from robust_train.keyed import Key
-from robust_train.nouns import Attack, Place
+from robust_train.nouns import Attack, Place, at
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import difference
 from robust_train.records import Records
@@ -159,7 +159,8 @@ def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
     records.add(run.updates, found)
     shown = getattr(run.objective, "attack", None) or attack
     if shown is not None:
-        records.picture(run.updates, "attack", picture(run, engine, shown))
+        last = at(shown, run.updates - 1, run.updates)  # schedules in it become numbers
+        records.picture(run.updates, "attack", picture(run, engine, last))
     summary = {**found, "updates": run.updates, "evaluation/seconds": time.monotonic() - began, **records.totals()}
     records.close_segment(run.updates)
     records.summary(summary)

@@ -94,7 +94,7 @@ def of_timm(
 def validation_of(data: Dataset, url: str | None = None) -> Dataset:
     """The data set with its validation images alone, or those at `url`: training shards need not be there."""
     if url is None and hasattr(data, "shards"):  # digits: written as shards where they are not there yet
-        data.prepare()  # type: ignore[attr-defined]
+        data.prepare()
         data = data.shards
     if url is None and not isinstance(data, Shards):
         return data

@@ -6,9 +6,9 @@ Nothing of ours is imported here; everything else imports this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,44 @@ class NetworkPart(Noun):
 
 class Dataset(Noun):
     """Where labelled images come from, and what is peculiar to them."""
+
+    if TYPE_CHECKING:  # what each has; at run time a dataclass would take an inherited property for its field's default
+
+        @property
+        def classes(self) -> int:
+            """Labels run from 0 to classes - 1."""
+
+        @property
+        def channels(self) -> int:
+            """Of the images."""
+
+        @property
+        def size(self) -> int:
+            """Side of the images, in pixels."""
+
+        def prepare(self) -> None:
+            """Make ready what has not been: fetch, unpack, index. Any number of processes may do so at once."""
+
+        def check(self) -> None:
+            """Raise DataError where shards are absent, labels out of range, or too many samples broken."""
+
+        def train_size(self) -> int:
+            """Training samples."""
+
+        def validation_size(self) -> int:
+            """Validation samples."""
+
+        def names(self) -> list[str]:
+            """What the classes are called, by label."""
+
+        def checksums(self) -> dict[str, str]:
+            """sha256 of every shard, by name."""
+
+        def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
+            """This rank's share of each global batch, uint8, from update `start` on, without end."""
+
+        def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
+            """This rank's chunks of consecutive validation images, uint8."""
 
 
 class Augmentation(Noun):

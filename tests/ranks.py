@@ -20,9 +20,7 @@ def on_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
     """What `work(place, *arguments)` gives on each rank. Raises with the first rank's traceback where one fails."""
     context = get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_work, args=(rank, world, folder, work, arguments)) for rank in range(world)
-        ]
+        ranks = [context.Process(target=_work, args=(rank, world, folder, work, arguments)) for rank in range(world)]
         for rank in ranks:
             rank.start()
         for rank in ranks:

@@ -127,7 +127,7 @@ def test_a_folder_can_be_written_if_it_could_be_made(tmp_path):
     writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot be written: .*file: not a directory. Name a folder that"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(.*file: not a directory\). Name a folder that"):
         writable(tmp_path / "file" / "run")
 
 

@@ -96,6 +96,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 @main_guard()
 def main(words: list[str]) -> None:
     """Judge, show, and write the report and the pictures."""
+    from robust_train.check import writable
     from robust_train.evaluate.report import circumstances
     from robust_train.keyed import Key
     from robust_train.read.parse import tree_of
@@ -106,15 +107,19 @@ def main(words: list[str]) -> None:
     device = device_of(asked)
     network, data, evaluation = subject(asked, device)
     target = Path(asked.json) if asked.json else home(asked) / "eval.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    data.prepare()  # type: ignore[attr-defined]
-    names = data.names()  # type: ignore[attr-defined]
-    total = evaluation.images or data.validation_size()  # type: ignore[attr-defined]
+    folder = Path(asked.pictures) if asked.pictures else target.parent
+    writable(target.parent, "--json FILE")  # before the work, not after it
+    writable(folder, "--pictures FOLDER")
+    data.prepare()
+    names = data.names()
+    total = evaluation.images or data.validation_size()
     with bars(total) as watch:
         report = evaluation(network, data, Key(asked.seed), device, watch)
     title = asked.model or str(asked.checkpoint)
     show(title, evaluation.threat.use, evaluation.restarts, report, names)
-    pictures = draw(asked, network, data, evaluation, report, title, target.parent, device)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(asked.seed, network, data, evaluation, report, title, folder, device)
     tree = {
         "model": title,
         "weights": source(asked),
@@ -217,13 +222,13 @@ def bars(total: int) -> Iterator[Callable[[str], Seen]]:
 
 
 def draw(
-    asked: argparse.Namespace,
+    seed: int,
     network: Network,
     data: Any,
     evaluation: PGDEvaluation,
     report: Report,
     title: str,
-    beside: Path,
+    folder: Path,
     device: str,
 ) -> list[Path]:
     """The pictures: clean, adversarial and difference images; accuracy against eps."""
@@ -234,12 +239,10 @@ def draw(
     from robust_train.nouns import Place
     from robust_train.records import pictures
 
-    folder = Path(asked.pictures) if asked.pictures else beside
-    folder.mkdir(parents=True, exist_ok=True)
     attack, batch = evaluation.attack, next(data.validation_batches(Place(), 8, 8)).to(device)
     with judged(network), torch.no_grad():
         # the key of the figure, so that the images shown are those that were counted
-        key = Key(asked.seed).of("figure").rows(batch.sample)
+        key = Key(seed).of("figure").rows(batch.sample)
         adversarial = attack(network, batch.images, batch.targets, key)
         logits = network(batch.images), network(adversarial)
     heading = f"{title}: {attack.label}, {evaluation.threat.use} eps {evaluation.eps:.4g}"

@@ -27,7 +27,7 @@ class Restarts(Attack):
     times the attack, and one forward a start where there are several.
     """
 
-    attack: Attack
+    attack: Attack  # what is started again and again
     restarts: int  # independent starts
     norm: Norm = "running"  # BatchNorm where the starts are judged
 
@@ -65,7 +65,7 @@ class WorstOf(Attack):
     Costs the attacks, and one forward for each where there are several.
     """
 
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack, ...]  # each with its threat model
     by: By = "fooled"  # one that fools first, then the larger loss; or the larger loss alone
     norm: Norm = "running"  # BatchNorm where the attacks are judged
 

@@ -27,7 +27,7 @@ class FGSM(Attack):
     Networks trained on it alone learn to blunt the gradient (catastrophic overfitting).
     """
 
-    threat: Ball
+    threat: Ball  # where it searches: linf, l2 or l1
     radii: float = 1.0  # length of the step, in radii of the threat model
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
@@ -50,7 +50,7 @@ class FGSMRS(Attack):
     Wong, Rice and Kolter 2020 (arXiv 2001.03994, algorithm 3). Costs 2 forward passes.
     """
 
-    threat: Ball
+    threat: Ball  # where it searches: linf, l2 or l1
     radii: float = 1.25  # length of the step, in radii of the threat model
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
@@ -76,7 +76,7 @@ class NFGSM(Attack):
     images, and robustness is measured at eps by another attack. Costs 2 forward passes.
     """
 
-    threat: Linf
+    threat: Linf  # the ball that robustness is meant for; its images lie in a wider one
     noise: float = 2.0  # k, the half-width of the random start, in radii of the threat model
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once

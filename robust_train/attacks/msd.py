@@ -29,7 +29,7 @@ class MSD(Attack):
     passes a step for n balls: the candidates' losses are those of the iterates, so the best costs no more.
     """
 
-    threats: tuple[Ball, ...]
+    threats: tuple[Ball, ...]  # the balls whose union it searches: linf, l2, l1
     steps: int  # gradients per image
     step_sizes: tuple[Number, ...]  # one for each threat model, in its unit
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)

@@ -28,7 +28,7 @@ class PGD(Attack):
     more where the best iterate is kept.
     """
 
-    threat: Threat
+    threat: Threat  # where it searches
     steps: int  # gradients per image
     step_size: Number  # in the threat's unit; for linf pixels in [0, 1], so 2/255 is two grey levels
     start: Literal["random", "zero", "noise"] = (

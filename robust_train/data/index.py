@@ -54,11 +54,14 @@ def open_shard(url: str, folder: Path) -> LocalShard:
     """
     stem = folder / f"{shard_name(url).split('.')[0]}-{_identity(url)}"
     said = stem.with_name(stem.name + ".json")
-    if _kept(said) is None:
+    kept = _kept(said)
+    if kept is None:
         with _alone(stem.with_name(stem.name + ".lock")):
-            if _kept(said) is None:
-                write_json(said, asdict(_make(url, stem)))
-    return _kept(said) or _make(url, stem)
+            kept = _kept(said)  # by another process, while this one waited
+            if kept is None:
+                kept = _make(url, stem)
+                write_json(said, asdict(kept))
+    return kept
 
 
 def index(tar: Path, name: str) -> np.ndarray:
@@ -193,10 +196,7 @@ def open_stream(url: str) -> Iterator[IO[bytes]]:
         yield stream
         while stream.read(1 << 20):  # a command whose last bytes nobody takes would end by a broken pipe
             pass
-    except GeneratorExit:
-        with suppress(OSError):  # whoever feeds the stream is cut off, and may say so
-            stream.close()
-        raise
+        stream.close()
     except DataError as error:
         try:
             stream.close()
@@ -207,10 +207,9 @@ def open_stream(url: str) -> Iterator[IO[bytes]]:
         if error.errno is not None:  # a full disk on our side is none of the shard's
             raise
         raise _unreadable(url, error) from error
-    try:
-        stream.close()
-    except OSError as error:
-        raise _unreadable(url, error) from error
+    finally:
+        with suppress(OSError):  # cut off before its end, whoever feeds the stream may say so
+            stream.close()
 
 
 def _unreadable(url: str, error: OSError) -> DataError:

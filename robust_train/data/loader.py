@@ -6,7 +6,7 @@ import multiprocessing
 import random
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -170,20 +170,28 @@ class Allowance:
 
 
 def batches(
-    decoder: Decoder, tasks: Iterable[Task], place: Place, workers: int, names: tuple[str, ...], allowance: Allowance
+    decoder: Decoder,
+    tasks: Generator[Task, None, None],
+    place: Place,
+    workers: int,
+    names: tuple[str, ...],
+    allowance: Allowance,
 ) -> Iterator[Batch]:
     """Tasks to batches, in the order of the tasks; by worker processes where `workers` > 0.
 
     Raises DataError, naming shard and sample, for a label out of range, a shard without a good sample, or more broken
     samples than are allowed.
     """
-    for result in _in_workers(decoder, tasks, place, workers) if workers else map(decoder.__getitem__, tasks):
-        if isinstance(result, Refusal):
-            shard, message = result.args
-            raise DataError(f"shard {names[shard]} {message}")
-        for sample, (shard, fault) in result.faults.items():
-            allowance.add(sample, f"shard {names[shard]}: {fault}")
-        yield Batch(result.images, result.targets, result.position, result.sample, {"broken": result.broken})
+    try:
+        for result in _in_workers(decoder, tasks, place, workers) if workers else map(decoder.__getitem__, tasks):
+            if isinstance(result, Refusal):
+                shard, message = result.args
+                raise DataError(f"shard {names[shard]} {message}")
+            for sample, (shard, fault) in result.faults.items():
+                allowance.add(sample, f"shard {names[shard]}: {fault}")
+            yield Batch(result.images, result.targets, result.position, result.sample, {"broken": result.broken})
+    finally:
+        tasks.close()  # what reads ahead ends with who asked for it
 
 
 def label_refusal(record: Record, classes: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -93,7 +93,9 @@ class Shards(Dataset):
 
     def names(self) -> list[str]:
         """What the classes are called, by classes.json beside the shards; numbers where there is none."""
-        return class_names([*locate(self.train), *(() if self.validation is None else locate(self.validation))], self.classes)
+        return class_names(
+            [*locate(self.train), *(() if self.validation is None else locate(self.validation))], self.classes
+        )
 
     # -- batches ----------------------------------------------------------------------------------
 
@@ -151,14 +153,18 @@ class Shards(Dataset):
         return Allowance(self.missing, len(source), said)
 
     def _decoded(
-        self, source: Indexed | Streams, augment: ImageAugmentation | None, tasks: Iterator[Task], place: Place
+        self,
+        source: Indexed | Streams,
+        augment: ImageAugmentation | None,
+        tasks: Generator[Task, None, None],
+        place: Place,
     ) -> Iterator[Batch]:
         decoder = Decoder(source, augment, self.size, self.channels, self.crop, self.classes)
         names = tuple(shard.name for shard in source.shards)
         return batches(decoder, tasks, place, self.workers, names, self._allowance(source))
 
 
-def _indexed_tasks(n: int, place: Place, batch: int, seed: int, start: int) -> Iterator[Task]:
+def _indexed_tasks(n: int, place: Place, batch: int, seed: int, start: int) -> Generator[Task, None, None]:
     share = batch // place.world
     position = np.arange(place.rank * share, (place.rank + 1) * share)
     for update in count(start):

@@ -124,7 +124,7 @@ class Streams:
             for row in window_order(end - first, seed, epoch, stream, number)[max(0, place - first) :]:
                 yield int(order[first + row]), held[row]
 
-    def tasks(self, place: Place, batch: int, seed: int, start: int) -> Iterator[Task]:
+    def tasks(self, place: Place, batch: int, seed: int, start: int) -> Generator[Task, None, None]:
         """This rank's tasks from update `start` on, read ahead by a thread. ConfigError where nothing divides."""
         if self.streams % place.world:
             fits = [n for n in range(1, self.streams + 1) if self.streams % n == 0]
@@ -176,7 +176,7 @@ class Streams:
         return tuple(shard.samples for shard in self.shards)
 
 
-def ahead(make: Callable[[], Generator[Item, None, None]]) -> Iterator[Item]:
+def ahead(make: Callable[[], Generator[Item, None, None]]) -> Generator[Item, None, None]:
     """The items of `make()`, made by a thread that stays AHEAD of who takes them; its exceptions are raised here."""
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(AHEAD)
     stop = threading.Event()
@@ -211,4 +211,5 @@ def ahead(make: Callable[[], Generator[Item, None, None]]) -> Iterator[Item]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        if thread is not threading.current_thread():  # garbage may be collected by any thread, this one included
+            thread.join()

@@ -151,7 +151,9 @@ class Engine(ABC):
         set_rate(self.optimiser, rate)
         self._update()
         self.module.move(flat[length:])
-        counted = torch.tensor(read[len(metrics) : -world], dtype=torch.float64).split([c.numel() for c in counts.values()])
+        counted = torch.tensor(read[len(metrics) : -world], dtype=torch.float64).split(
+            [c.numel() for c in counts.values()]
+        )
         for (name, count), piece in zip(counts.items(), counted, strict=True):
             self.state[name] = self.state.get(name, 0) + piece.view(count.shape)
         return {**values, "gradient/norm": norm, "lr": rate}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from torch import nn
-
 
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number
@@ -37,16 +37,16 @@ class Optimiser:
             raise ValueError(f"clip={self.clip:g} must not be negative: it is the largest norm of the gradient")
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """timm's optimiser over the model's trained parameters; its rate is set anew before each update."""
+        """timm's optimiser over a model's trained parameters; its rate is set anew before each update."""
         from timm.optim import create_optimizer_v2
 
         options: dict = dict(self.options)
         if self.betas is not None:
             options["betas"] = self.betas
-        inner = getattr(model, "model", model)
+        model = getattr(model, "model", model)  # of a Network: under the names that its `no_weight_decay` uses
         try:
             return create_optimizer_v2(
-                _Named(model, inner),
+                model,
                 opt=self.name,
                 lr=1.0,
                 weight_decay=self.weight_decay,
@@ -55,31 +55,14 @@ class Optimiser:
                 **options,
             )
         except (ValueError, AssertionError, TypeError) as error:
-            raise ConfigError(f"run.optimiser: timm cannot make {self.name!r}: {error}{nearest_optimiser(self.name)}") from error
+            raise ConfigError(f"run.optimiser: timm cannot make {self.name!r}: {error}{_nearest(self.name)}") from error
 
 
-class _Named(nn.Module):
-    """The parameters of a network under the names that its own `no_weight_decay` uses."""
-
-    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
-        super().__init__()
-        self._modules.update(inner._modules)
-        self._parameters.update(inner._parameters)
-        self._others = {name: child for name, child in model._modules.items() if child is not inner and child is not None}
-        if inner is not model:
-            for name, child in self._others.items():
-                self.add_module(f"outer_{name}", child)
-        if hasattr(inner, "no_weight_decay"):
-            self.no_weight_decay = inner.no_weight_decay
-
-
-def nearest_optimiser(name: str) -> str:
-    """'; did you mean ...' with timm's nearest names, or nothing."""
-    import difflib
-
+def _nearest(name: str) -> str:
+    """timm's nearest names of optimisers, or nothing where the name is one."""
     from timm.optim import list_optimizers
 
-    near = difflib.get_close_matches(name, list_optimizers(), 3)
+    near = get_close_matches(name, list_optimizers(), 3)
     return f"; did you mean {', '.join(near)}?" if near and name not in near else ""
 
 

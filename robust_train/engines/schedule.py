@@ -19,7 +19,7 @@ def span(length: float, updates: int) -> float:
 class Ramp(Schedule):
     """A straight line from one number to another, then constant: eps warm-up, a growing beta.
 
-        v(u) = start + (to - start) min(1, max(0, u - wait) / updates)
+    v(u) = start + (to - start) min(1, max(0, u - wait) / updates)
     """
 
     to: float  # the number at the end of the ramp, and after it
@@ -61,7 +61,7 @@ class Cosine(Schedule):
 class Steps(Schedule):
     """A constant, multiplied by a factor at each milestone: the classical /10 at 50 % and 75 %.
 
-        v(u) = value factor^(number of milestones <= u)
+    v(u) = value factor^(number of milestones <= u)
     """
 
     value: float  # the number before the first milestone

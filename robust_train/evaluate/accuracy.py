@@ -66,19 +66,16 @@ def judged(network: Any) -> Iterator[None]:
     if not isinstance(network, torch.nn.Module):
         yield
         return
+    ours: Any = network  # of another module there is only the mode
     modes = {module: module.training for module in network.modules()}
-    precision = getattr(network, "precision", None)
-    norms = getattr(network, "norms", None)
-    before = (norms.use, norms.record) if norms is not None else None
+    before = (ours.precision, ours.norms.use, ours.norms.record) if hasattr(network, "norms") else None
     network.eval()
-    if precision is not None:
-        network.precision = "fp32"
+    if before is not None:
+        ours.precision = "fp32"
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        if precision is not None:
-            network.precision = precision
-        if norms is not None:
-            norms.use, norms.record = before
+        if before is not None:
+            ours.precision, ours.norms.use, ours.norms.record = before

@@ -9,8 +9,6 @@ from torch import nn
 from robust_train.models.drops import _called
 from robust_train.read.errors import ConfigError
 
-SOFTPLUS_BETA = 10.0
-"""softplus(x) = log(1 + exp(beta x)) / beta, near to ReLU; Xie et al. 2020 (arXiv 2006.14536)."""
 Activation = Literal["relu", "gelu", "silu", "softplus"]
 RELUS = (nn.ReLU, nn.ReLU6)
 FUNCTIONS = frozenset({"relu", "relu_", "relu6"})
@@ -19,7 +17,7 @@ FUNCTIONS = frozenset({"relu", "relu_", "relu6"})
 def replace_relus(model: nn.Module, activation: Activation) -> list[str]:
     """Put `activation` in place of every ReLU and ReLU6 of `model` (also inside timm's norms), in place; their names.
 
-    relu leaves ReLUs and makes ReLU6 plain. softplus: beta 10. Raises ConfigError for a model without ReLU, or with one
+    relu leaves ReLUs and makes ReLU6 plain. softplus is log(1 + exp(x)), beta 1 as in E-AT's code. Raises ConfigError for a model without ReLU, or with one
     that is called as a function and cannot be replaced.
     """
     names = []
@@ -52,6 +50,6 @@ def _made(activation: Activation) -> nn.Module:
         case "silu":
             return nn.SiLU()
         case "softplus":
-            return nn.Softplus(beta=SOFTPLUS_BETA)
+            return nn.Softplus()
         case _:
             return nn.ReLU()

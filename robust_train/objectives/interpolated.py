@@ -28,7 +28,7 @@ class Interpolated(Objective):
     2019 (arXiv 1906.06784, algorithm 1). Costs the attack and two forwards and backwards: 2K + 6 for K steps.
     """
 
-    attack: Attack
+    attack: Attack  # what makes the attacked half, from unmixed images
     alpha: float = (
         1.0  # of lam's Beta distribution: 1 for pixels, 2 for hidden layers in the paper; 0: nothing is mixed
     )

@@ -21,7 +21,7 @@ class Madry(Objective):
     Madry et al. 2018 (arXiv 1706.06083, equation 2.1). Costs the attack, one forward and one backward: 2K+3.
     """
 
-    attack: Attack
+    attack: Attack  # what makes the training images
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attack's loss has none
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:

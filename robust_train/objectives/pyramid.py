@@ -26,7 +26,7 @@ class PyramidTraining(Objective):
     group`. Costs the attack and two forwards and backwards: 2K + 6 for K steps.
     """
 
-    attack: Attack
+    attack: Attack  # what makes the second half of the training images
     loss: Literal["softmax", "sigmoid"] = "softmax"  # of the training and of the attack
     weight: Number = 1.0  # of the attacked images' loss
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attack's loss has none

@@ -27,7 +27,7 @@ class Trades(Objective):
     forward of p for it, and two forwards and backwards: 2K + 7 for K steps, 6 for none.
     """
 
-    attack: Attack
+    attack: Attack  # what raises the divergence: for the paper PGD with start noise
     beta: Number  # weight of the second term: 6 on CIFAR-10, 1 on MNIST
     smoothing: float = 0.0  # label smoothing of the first term, in [0, 1)
 

@@ -67,9 +67,8 @@ def project_l1_box(offset: Tensor, images: Tensor, eps: float) -> Tensor:
 
         z_i = sign(u_i) clip(|u_i| - t, 0, cap_i),    cap_i = 1 - x_i where u_i > 0, else x_i
 
-    t = 0 where that is inside the ball, else the root of sum_i clip(|u_i| - t, 0, cap_i) = eps, which is piecewise
-    linear: halvings of its bracket, then the exact root of the piece. No sorting and no host sync. Croce and Hein 2021
-    (arXiv 2103.01208, proposition 1).
+    t = 0 where that is inside the ball, else the root of sum_i clip(|u_i| - t, 0, cap_i) = eps, which falls with t: its
+    bracket is halved, without sorting and without a host sync. Croce and Hein 2021 (arXiv 2103.01208, proposition 1).
     """
     if eps <= 0:
         return torch.zeros_like(offset)
@@ -85,7 +84,5 @@ def project_l1_box(offset: Tensor, images: Tensor, eps: float) -> Tensor:
         middle = (low + high) / 2
         beyond = length(middle) > eps
         low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
-    sliding = ((size > low) & (size - low < cap)).sum(1, keepdim=True)  # the coordinates that t still moves
-    root = torch.minimum(low + (length(low) - eps) / sliding.clamp(min=1), high)
-    t = torch.where(length(zero) <= eps, zero, root)
+    t = torch.where(length(zero) <= eps, zero, high)  # the end whose length is at most eps
     return (u.sign() * (size - t).clamp(min=0).minimum(cap)).view_as(offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -17,6 +18,7 @@ from numbered import CLASSES, SIZE, label_of, number_of
 from robust_train.data import Shards
 from robust_train.data.augment import CropFlip
 from robust_train.data.order import stream_order, window_order
+from robust_train.data.streams import ahead
 from robust_train.nouns import Batch, Place
 from robust_train.read.errors import ConfigError
 
@@ -220,3 +222,31 @@ def test_a_batch_that_does_not_divide_is_refused(write_shards, tmp_path):
         next(shards(urls, tmp_path / "c", reader="streams", streams=4).batches(Place(), 10, 0, 0))
     with pytest.raises(ConfigError, match="batch=41 is larger than the data set, which has 40 samples"):
         next(shards(urls, tmp_path / "c").batches(Place(), 41, 0, 0))
+
+
+def test_a_reader_whose_own_thread_collects_it_ends_quietly():
+    """Any thread may collect garbage; one that joined itself would raise where nobody hears."""
+    held, dropped, threads = {}, threading.Event(), []
+
+    def items():
+        threads.append(threading.current_thread())
+        yield 1
+        dropped.wait()
+        held.clear()
+        yield 2
+
+    held["it"] = ahead(items)
+    assert next(held["it"]) == 1
+    dropped.set()
+    threads[0].join(timeout=10)
+    assert not threads[0].is_alive()
+
+
+def test_a_reader_ends_with_who_asked_for_it(write_shards, tmp_path):
+    urls = write_shards(tmp_path, [9, 9])
+    before = threading.active_count()
+    batches = shards(urls, tmp_path / "c", reader="streams", streams=2).batches(Place(), 4, 0, 0)
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before

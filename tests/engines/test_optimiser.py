@@ -61,18 +61,20 @@ def test_sgd_decays_in_the_gradient_and_adamw_beside_it() -> None:
         set_rate(optimiser, 0.5)
         layer.weight.grad = torch.ones(1, 1)
         optimiser.step()
-        assert float(layer.weight) == pytest.approx(expected, rel=1e-6), name
+        assert float(layer.weight.detach()) == pytest.approx(expected, rel=1e-6), name
 
 
 def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
-    optimiser = Optimiser().build(toy)
+    optimiser = Optimiser(weight_decay=0.1).build(toy)
     optimiser.param_groups[0]["lr_scale"] = 0.1
     set_rate(optimiser, 0.5)
-    assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([0.05] + [0.5] * (len(optimiser.param_groups) - 1))
+    first, *others = [group["lr"] for group in optimiser.param_groups]
+    assert first == pytest.approx(0.05)
+    assert set(others) == {0.5}
 
 
 def test_an_unknown_optimiser_is_told_the_nearest(toy: Network) -> None:
-    with pytest.raises(ConfigError, match="run.optimiser: timm cannot make 'adamv'.*did you mean.*adamw"):
+    with pytest.raises(ConfigError, match="run.optimiser: timm cannot make 'adamv'.*did you mean adam"):
         Optimiser(name="adamv").build(toy)
 
 

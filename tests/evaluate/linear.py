@@ -13,7 +13,7 @@ SIDE = 6
 
 
 class Linear(nn.Module):
-    """Two classes, by the sign of w . (x - 1/2): logits (0, s w . (x - 1/2)), with a small s so that nothing saturates."""
+    """Two classes, by the sign of w . (x - 1/2): logits (0, s w . (x - 1/2)), with a small s: nothing saturates."""
 
     classes = 2
 

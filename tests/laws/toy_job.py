@@ -54,7 +54,9 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def batches_until(last: int, plain, data: ToyImages, place: Place, batch: int, seed: int, start: int) -> Iterator[Batch]:
+def batches_until(
+    last: int, plain, data: ToyImages, place: Place, batch: int, seed: int, start: int
+) -> Iterator[Batch]:
     for update, drawn in enumerate(plain(data, place, batch, seed, start), start):
         if update == last and place.rank == place.world - 1:
             kill()

@@ -18,7 +18,7 @@ from robust_train.read.errors import ConfigError
 FORMULAS = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "silu": lambda x: x / (1 + math.exp(-x)),
-    "softplus": lambda x: math.log(1 + math.exp(10 * x)) / 10,
+    "softplus": lambda x: math.log(1 + math.exp(x)),
     "relu": lambda x: max(x, 0.0),
 }
 
