@@ -15,6 +15,7 @@ from typing import Any
 from robust_train.read.errors import REMEDIES
 
 PERIOD = 0.25  # seconds between two looks at what was said
+SHOW_CURSOR = "\x1b[?25h"  # a bar hides it, and one whose process was killed never shows it again
 
 
 class Said:
@@ -127,6 +128,8 @@ def listening(said: Any) -> Iterator[None]:
     finally:
         over.set()
         thread.join(timeout=5)
+        if sys.stderr.isatty():
+            sys.stderr.write(SHOW_CURSOR)
 
 
 def incurable(error: Exception) -> bool:

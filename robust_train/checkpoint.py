@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robust_train.nouns import Place
@@ -68,7 +67,7 @@ def write(
         _finish(making / "manifest.json")
         _sync(making)
         before = folder.with_name(folder.name + ".before")
-        if folder.exists():  # of an update that was done again: never a moment without a whole one
+        if folder.exists():  # of an update that was done again: it stays until the new one stands
             shutil.rmtree(before, ignore_errors=True)
             os.replace(folder, before)
         os.replace(making, folder)
@@ -84,8 +83,8 @@ def verify(folder: Path) -> dict[str, Any]:
         named = manifest["sha256"].items()
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} is no checkpoint: it has no manifest.json. Name a folder such as runs/NAME/checkpoints/00001000, "
-            "or a run's folder for its newest."
+            f"{folder} is no checkpoint: it has no manifest.json. Name a folder such as "
+            "runs/NAME/checkpoints/00001000, or a run's folder for its newest."
         ) from None
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -115,7 +114,7 @@ def read(folder: Path, kind: str) -> dict[str, Tensor]:
 
 
 def newest(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's folder; damaged ones are named and passed over only if an older is whole."""
+    """The newest whole checkpoint of a run's folder; damaged ones are passed over only if an older one is whole."""
     damaged: list[CheckpointError] = []
     for folder in sorted(saved(run_folder), reverse=True):
         try:
@@ -143,7 +142,7 @@ def best(run_folder: Path) -> Path | None:
 
 
 def mark_best(run_folder: Path, name: str | None, accuracy: float) -> None:
-    """Say in best.json which checkpoint did best. A checkpoint knows it too, so this file follows what is gone on from."""
+    """Say in best.json which checkpoint did best. Checkpoints know it too: the file follows what is gone on from."""
     path = run_folder / "checkpoints" / "best.json"
     if name is None:
         path.unlink(missing_ok=True)
@@ -152,11 +151,15 @@ def mark_best(run_folder: Path, name: str | None, accuracy: float) -> None:
 
 
 def prune(run_folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+    """Delete all but the newest `keep` checkpoints and the best one, and what a kill left half-done."""
     spared = best(run_folder)
     for folder in saved(run_folder)[:-keep]:
         if folder != spared:
             shutil.rmtree(folder, ignore_errors=True)
+    for pattern in ("*.making", "*.before"):
+        for left in (run_folder / "checkpoints").glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def find(path: str | Path) -> Path:

@@ -21,7 +21,8 @@ def train(run: Run, engine: Engine, records: Records) -> None:
     """
     batches = run.batches(engine.place, start=engine.updates)  # data, global batch and seed are all the run's
 
-    for update, batch in zip(range(engine.updates, run.updates), batches, strict=False):  # range first: no batch is drawn in vain
+    # range first: no batch is drawn in vain
+    for update, batch in zip(range(engine.updates, run.updates), batches, strict=False):
         key = Key(run.seed).at(update)
         objective = at(run.objective, update, run.updates)  # schedules in it become numbers
         for part in engine.parts(batch):  # one, or as many as the device's memory asks for

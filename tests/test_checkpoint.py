@@ -61,7 +61,7 @@ def test_an_altered_file_is_noticed(engine: Engine, folder: Path, name: str) -> 
 
 def test_a_missing_file_is_noticed(engine: Engine, folder: Path) -> None:
     (folder / "optimiser-00000.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="lacks optimiser-00000.safetensors"):
+    with pytest.raises(CheckpointError, match=r"lacks optimiser-00000\.safetensors"):
         again(engine.run).load(folder)
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_an_older_whole_one(engin
     (folder.with_name("00000004") / "weights.safetensors").write_bytes(b"")
     assert checkpoint.newest(engine.run.path) == folder
     (folder / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no whole checkpoint in .* Or delete the folder"):
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint in .* Or delete the folder"):
         checkpoint.newest(engine.run.path)
 
 
@@ -191,7 +191,7 @@ def test_checkpoints_are_due_every_so_many_updates_and_at_the_end() -> None:
 
 
 def test_only_the_leading_rank_writes_what_all_ranks_share(tmp_path: Path) -> None:
-    """Two ranks, one after the other here: each its own tensors, the leader the texts, every checksum in the manifest."""
+    """The second of two ranks: its own tensors, no text, no manifest, no name that a checkpoint has."""
     shares = [{"part-0.safetensors": {"a": torch.ones(2)}}, {"part-1.safetensors": {"b": torch.zeros(3)}}]
     sums: dict[str, str] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_a_convolutional_stem_adds_what_its_layers_hold() -> None:
 
     norm, vit = 2, PARAMETERS["imagenet/vit-s16-light"]  # two numbers a channel
     widths = [3, 48, 96, 192, 384]
-    stem = sum(convolution(a, b, 3) + norm * b for a, b in zip(widths, widths[1:], strict=False))
+    stem = sum(convolution(a, b, 3) + norm * b for a, b in pairwise(widths))
     assert parameters("imagenet/vit-s-convstem") == vit - convolution(3, 384, 16) + stem + convolution(384, 384, 1)
     stem = convolution(3, 48, 3) + norm * 48 + convolution(48, 96, 3) + norm * 96
     patches = convolution(3, 96, 4) + norm * 96
@@ -226,7 +227,9 @@ def test_pyramid_at_attacks_towards_a_random_class_under_the_update_s_masks() ->
 def test_regvit_begins_at_the_prior_of_a_thousand_classes() -> None:
     """Head weights 0 and biases -6.9 = -ln 1000, so that every class begins at 1/1000."""
     run = preset("imagenet/vit-b16-regvit")
-    slim = replace(run.network.model, options={**run.network.model.options, "depth": 1, "embed_dim": 24, "num_heads": 3})
+    slim = replace(
+        run.network.model, options={**run.network.model.options, "depth": 1, "embed_dim": 24, "num_heads": 3}
+    )
     network = replace(run.network, model=slim).build(1000, 3, 224, "fp32", 32)
     with network.drops(None):
         logits = network(torch.rand(1, 3, 224, 224))

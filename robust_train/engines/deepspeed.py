@@ -51,7 +51,7 @@ class DeepSpeedEngine(Engine):
     """DeepSpeed does the reducing and sharding; cutting, clipping, guarding and stepping in time are Engine's.
 
     Weights are float32 (bf16 is autocast inside the network). Its collectives an update: one all-reduce of gradients
-    (ZeRO 2: one a part), under ZeRO 1 and 2 one all-gather of weights for each weight-decay group, and the flat all-reduce.
+    (ZeRO 2: one a part), under ZeRO 1 and 2 an all-gather of weights for each weight-decay group, the flat all-reduce.
     """
 
     def __init__(self, run: Run, place: Place | None = None) -> None:
@@ -113,8 +113,9 @@ class DeepSpeedEngine(Engine):
         parameter, shard = self._linked(name)
         found = dict(self._zero.optimizer.state.get(shard, {}))
         for key, value in found.items():
-            if key not in COUNTERS and isinstance(value, Tensor):
-                found[key] = safe_get_full_optimizer_state(parameter, key)
+            if isinstance(value, Tensor):
+                counter = key in COUNTERS  # one tensor for all parameters of a group: each gets its own
+                found[key] = value.clone() if counter else safe_get_full_optimizer_state(parameter, key)
         return found
 
     def set_optimiser_state(self, name: str, state: dict[str, Any]) -> None:
@@ -128,7 +129,7 @@ class DeepSpeedEngine(Engine):
         whole = {key: value for key, value in state.items() if key not in COUNTERS and isinstance(value, Tensor)}
         for key, value in state.items():
             if key not in whole:
-                held[key] = value
+                held[key] = value.clone() if isinstance(value, Tensor) else value
             elif key not in held:
                 held[key] = torch.zeros_like(shard)
         parameter, _ = self._linked(name)
@@ -180,8 +181,8 @@ def refuse_unsharded(run: Run) -> None:
     whole += [f"optimiser.options.{name}" for name in ("caution", "corrected_weight_decay") if chosen.options.get(name)]
     if stage and whole:
         raise ConfigError(
-            f"run.{whole[0]} may look at whole tensors, and engine.zero={stage} cuts them over the ranks: it would train "
-            f"wrongly. Use engine.zero=0, or one of {', '.join(ELEMENTWISE)}."
+            f"run.{whole[0]} may look at whole tensors, and engine.zero={stage} cuts them over the ranks: it would "
+            f"train wrongly. Use engine.zero=0, or one of {', '.join(ELEMENTWISE)}."
         )
 
 

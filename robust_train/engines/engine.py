@@ -206,16 +206,18 @@ class Engine(ABC):
     def probe(self, batch: Batch, records: Records) -> None:
         """Look for catastrophic overfitting, as Probe says it; recorded, and said aloud where it is found."""
         settings, update = self.run.validate.probe, self.updates - 1
+        attack = settings.attack
+        assert attack is not None, "a probe that is due has an attack"
         chosen = batch[batch.position < settings.images]
         key = Key(self.run.seed).at(update).of("probe")
-        found = self._tally([chosen] if len(chosen) else [], settings.attack, key)
-        accuracy = found[f"accuracy/{settings.attack.label}"]
+        found = self._tally([chosen] if len(chosen) else [], attack, key)
+        accuracy = found[f"accuracy/{attack.label}"]
         before, self.probed = self.probed, accuracy
         collapsed = before is not None and before - accuracy > settings.fall
-        records.add(update, {f"probe/{settings.attack.label}": accuracy, "probe/collapsed": float(collapsed)})
+        records.add(update, {f"probe/{attack.label}": accuracy, "probe/collapsed": float(collapsed)})
         if collapsed:
             records.say(
-                f"update {update}: accuracy under {settings.attack.label} on the batch's first images fell from "
+                f"update {update}: accuracy under {attack.label} on the batch's first images fell from "
                 f"{before:.2f} to {accuracy:.2f} between two probes: catastrophic overfitting to the training attack? "
                 "Give it more steps, more noise (n-fgsm) or a smaller eps; start= takes a checkpoint from before."
             )
@@ -259,7 +261,7 @@ class Engine(ABC):
         saved.save(self, records)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Go back to a checkpoint; what the records are to know of it. CheckpointError where it is another network's."""
+        """Go back to a checkpoint; what the records are to know of it. CheckpointError where it does not fit."""
         return saved.load(self, folder)
 
     def begin_with(self, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
@@ -277,11 +279,11 @@ class Engine(ABC):
         """Give a parameter its optimiser state back (every rank calls it for every parameter, in one order)."""
         parameter = self.parameters[name]
         self.optimiser.state[parameter] = {
-            key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) and value.dim() else value
+            key: value.to(parameter.device if value.dim() else "cpu", copy=True) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
 
-    def weights_changed(self) -> None:
+    def weights_changed(self) -> None:  # noqa: B027  most have no other copy
         """Told after the parameters were loaded from outside, so that other copies of them follow."""
 
     def __enter__(self) -> Engine:
@@ -290,10 +292,10 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most hold nothing
         """Give back what the engine holds."""
 
 
 def _summed(dicts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]:
     """Sums by name over the parts, in float64, times `scale`; names in sorted order, the same on every rank."""
-    return {name: sum(values[name].double() for values in dicts) * scale for name in sorted(dicts[0])}
+    return {name: torch.stack([values[name].double() for values in dicts]).sum(0) * scale for name in sorted(dicts[0])}

@@ -54,9 +54,9 @@ def part_size(run: Run, world: int) -> int:
     if share % unit:
         fits = [ranks for ranks in divisors if batch // ranks % unit == 0]
         raise ConfigError(
-            f"batch={batch} over {world} ranks is {share} images a rank, which is not whole groups of {unit}: BatchNorm "
-            f"(network.group) and mixing work on consecutive images. Use {_listed(fits)} ranks, another batch, or other "
-            "groups (that changes the numbers)."
+            f"batch={batch} over {world} ranks is {share} images a rank, which is not whole groups of {unit}: "
+            f"BatchNorm (network.group) and mixing work on consecutive images. Use {_listed(fits)} ranks, another "
+            "batch, or other groups (that changes the numbers)."
         )
     most = run.engine.part or share
     sizes = [size for size in range(unit, share + 1, unit) if share % size == 0 and size <= most]

@@ -12,15 +12,15 @@ from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number
 
 ELEMENTWISE = ("sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "lion", "rmsprop")
-"""Optimisers whose update of a weight depends on that weight alone: those that sharded states (ZeRO 1 and up) keep right."""
+"""Optimisers whose update of a weight depends on that weight alone: those that sharding (ZeRO 1 and up) keeps right."""
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """An optimiser of timm by name, its rate and its weight decay.
 
-    Weight decay spares biases and norms, and what the model names in `no_weight_decay` (class tokens, positions), unless
-    `decay_all` is set.
+    Weight decay spares biases and norms, and what the model names in `no_weight_decay` (class tokens, positions),
+    unless `decay_all` is set.
     """
 
     name: str = "sgd"  # timm's name: sgd (Nesterov), momentum, adamw, nadamw, lion, lamb, ...

@@ -22,8 +22,8 @@ def place_of_environment(gpu: bool = False) -> Place:
     local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= there:
         raise ConfigError(
-            f"rank {rank} is process {local} of its machine and wants GPU {local}, and PyTorch finds {there} there. Start "
-            "as many processes a machine as it has GPUs, or say cluster.gpu=false."
+            f"rank {rank} is process {local} of its machine and wants GPU {local}, and PyTorch finds {there} there. "
+            "Start as many processes a machine as it has GPUs, or say cluster.gpu=false."
         )
     return Place(rank, world, f"cuda:{local}")
 
@@ -42,6 +42,6 @@ def join(place: Place) -> None:
     there = distributed.get_rank(), distributed.get_world_size()
     if there != (place.rank, place.world):
         raise ConfigError(
-            f"this process is rank {there[0]} of {there[1]} in its process group, and rank {place.rank} of {place.world} "
-            "by RANK and WORLD_SIZE. Start every rank with the same launcher (torchrun, or launch.train)."
+            f"this process is rank {there[0]} of {there[1]} in its process group, and rank {place.rank} of "
+            f"{place.world} by RANK and WORLD_SIZE. Start every rank with one launcher: torchrun, or launch.train."
         )

@@ -88,7 +88,7 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def fit_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
-    """Load weights by name; those in `new` take its place. CheckpointError names what is missing, unknown or misshapen."""
+    """Load weights by name; those in `new` come first. CheckpointError names what is missing, unknown or misshapen."""
     own = model.state_dict()
     offered = {**weights, **new}
     found = {

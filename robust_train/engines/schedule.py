@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from robust_train.nouns import Schedule
 from robust_train.read.registry import schedules
@@ -38,7 +39,8 @@ class Ramp(Schedule):
 class Cosine(Schedule):
     """Linear warm-up to a peak, then half a cosine down to the end of the run.
 
-        v(u) = start + (peak - start) u / w for u < w;    end + (peak - end) (1 + cos(pi (u - w) / (U - w))) / 2 after it
+        v(u) = start + (peak - start) u / w                                    for u < w
+        v(u) = end + (peak - end) (1 + cos(pi (u - w) / (U - w))) / 2          after it
 
     Loshchilov and Hutter 2017 (arXiv 1608.03983, equation 5) without restarts; w = warmup, U = the run's updates.
     """
@@ -95,7 +97,7 @@ class Linear(Schedule):
         points = [(updates if place == 1.0 else span(place, updates), value) for place, value in self.points]
         if update <= points[0][0]:
             return points[0][1]
-        for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        for (left, low), (right, high) in pairwise(points):
             if update < right:
                 return low + (high - low) * (update - left) / (right - left)
         return points[-1][1]

@@ -31,10 +31,9 @@ class L2(Ball):
 
     def start(self, images: Tensor, key: Key) -> Tensor:
         direction = normal(key.of("direction"), images.shape, images.device, images.dtype)
-        radius = uniform(key.of("radius"), (len(images), 1), images.device, images.dtype)
-        radius = number(self.eps) * radius ** (
-            1 / max(1, images[:1].numel())
-        )  # volume grows with the radius's d-th power
+        share = uniform(key.of("radius"), (len(images), 1), images.device, images.dtype)
+        # volume grows with the radius's d-th power
+        radius = number(self.eps) * share ** (1 / max(1, images[:1].numel()))
         return boxed(images, _scaled(direction, radius / _norm(direction)))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:

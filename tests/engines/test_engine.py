@@ -39,7 +39,7 @@ def test_parts_are_whole_groups_of_a_ranks_share() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_told_the_world_sizes_that_do() -> None:
-    with pytest.raises(ConfigError, match="batch=16 does not divide over 3 ranks. Use 1, 2, 4, 8, 16 ranks"):
+    with pytest.raises(ConfigError, match=r"batch=16 does not divide over 3 ranks\. Use 1, 2, 4, 8, 16 ranks"):
         part_size(toy_run(Plain()), 3)
     with pytest.raises(ConfigError, match=r"2 images a rank, which is not whole groups of 4.*Use 1, 2, 4 ranks"):
         part_size(toy_run(Plain()), 8)

@@ -74,7 +74,7 @@ def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
 
 
 def test_an_unknown_optimiser_is_told_the_nearest(toy: Network) -> None:
-    with pytest.raises(ConfigError, match="run.optimiser: timm cannot make 'adamv'.*did you mean adam"):
+    with pytest.raises(ConfigError, match=r"run\.optimiser: timm cannot make 'adamv'.*did you mean adam"):
         Optimiser(name="adamv").build(toy)
 
 

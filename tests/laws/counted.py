@@ -1,4 +1,4 @@
-"""What an update costs: forwards, backwards, collectives and reads of the device, counted as the dispatcher sees them."""
+"""What an update costs: forwards, backwards, collectives, reads of the device, counted as the dispatcher sees them."""
 
 from __future__ import annotations
 

@@ -62,26 +62,27 @@ def in_float32(place: Place, part: int | None) -> Curves:
     return found
 
 
-def both(place: Place, part: int | None) -> tuple[Curves, Curves]:
-    return in_float64(place, part), in_float32(place, part)
+LAYOUTS = {"1 rank x 16": (1, None), "1 rank x 4 parts of 4": (1, 4), "2 ranks x 8": (2, None)}
 
 
-@pytest.fixture(scope="module")
-def whole() -> tuple[Curves, Curves]:
-    """One rank, 16 images at once."""
-    return on_ranks(1, both, None)[0]
-
-
-@pytest.fixture(scope="module")
-def divided() -> dict[str, tuple[Curves, Curves]]:
-    """The other layouts; every rank has the same numbers."""
-    found = {"1 rank x 4 parts of 4": on_ranks(1, both, 4)[0]}
-    for name, part in (("2 ranks x 8", None), ("2 ranks x 2 parts of 4", 4)):
-        first, second = on_ranks(2, both, part)
-        for mine, theirs in zip(first, second, strict=True):
-            assert all(mine[key][0] == theirs[key][0] for key in mine)
-        found[name] = first
+def on_every_layout(work: Any, layouts: dict[str, tuple[int, int | None]]) -> dict[str, Curves]:
+    """{layout: curves}; on each all ranks have the same numbers."""
+    found = {}
+    for layout, (world, part) in layouts.items():
+        found[layout], *others = on_ranks(world, work, part)
+        for other in others:
+            assert all(other[key][0] == lines for key, (lines, _) in found[layout].items())
     return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Curves]:
+    return on_every_layout(in_float64, LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def deepspeed() -> dict[str, Curves]:
+    return on_every_layout(in_float32, {**LAYOUTS, "2 ranks x 2 parts of 4": (2, 4)})
 
 
 def assert_one_curve(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: float) -> None:
@@ -92,36 +93,36 @@ def assert_one_curve(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: fl
 
 
 @pytest.mark.parametrize("name", examples(1))
-def test_any_layout_gives_one_curve_in_float64(whole: Any, divided: Any, name: str) -> None:
+def test_any_layout_gives_one_curve_in_float64(plain: dict[str, Curves], name: str) -> None:
     """To 1e-10: losses, accuracies, gradient norms, weights and running statistics."""
-    for layout, (found, _) in divided.items():
-        assert len(found[name][0]) == (UPDATES if name in LONG else SHORT), layout
-        assert_one_curve(whole[0][name], found[name], 1e-10)
+    whole, *divided = (found[name] for found in plain.values())
+    assert len(whole[0]) == (UPDATES if name in LONG else SHORT)
+    for other in divided:
+        assert_one_curve(whole, other, 1e-10)
 
 
-def test_training_gets_somewhere_on_the_way(whole: Any) -> None:
+def test_training_gets_somewhere_on_the_way(plain: dict[str, Curves]) -> None:
     """So that equal curves are curves."""
-    for name in LONG:
-        lines = whole[0][name][0]
-        assert lines[-1]["loss/robust"] < 0.5 * lines[0]["loss/robust"]
+    lines, _ = plain["1 rank x 16"]["madry"]
+    assert lines[-1]["loss/robust"] < 0.5 * lines[0]["loss/robust"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("name", FLOAT32)
-def test_deepspeed_gives_the_same_curve_over_20_updates(whole: Any, divided: Any, name: str, stage: int) -> None:
+def test_deepspeed_gives_the_same_curve_over_20_updates(deepspeed: dict[str, Curves], name: str, stage: int) -> None:
     """To 1e-5 in float32, at every ZeRO stage and layout, against plain PyTorch on one rank."""
-    plain = in_float32_plain(name, 20)
-    for _, found in [whole, *divided.values()]:
-        assert_one_curve(plain, found[stage, name], 1e-5)
+    expected = alone_in_float32(name, 20)
+    for found in deepspeed.values():
+        assert_one_curve(expected, found[stage, name], 1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in examples(1) if name not in FLOAT32])
-def test_deepspeed_begins_the_same_curve_of_every_objective(whole: Any, divided: Any, name: str) -> None:
-    plain = in_float32_plain(name, 3)
-    for _, found in [whole, *divided.values()]:
-        assert_one_curve(plain, found[2, name], 1e-5)
+def test_deepspeed_begins_the_same_curve_of_every_objective(deepspeed: dict[str, Curves], name: str) -> None:
+    expected = alone_in_float32(name, 3)
+    for found in deepspeed.values():
+        assert_one_curve(expected, found[2, name], 1e-5)
 
 
-def in_float32_plain(name: str, updates: int) -> tuple[Any, Any]:
+def alone_in_float32(name: str, updates: int) -> tuple[Any, Any]:
     engine = PlainEngine(run_of(examples(1)[name], updates, Execution()))
     return trained(engine), weights(engine)
