@@ -1,4 +1,4 @@
-"""Put a run on a Ray cluster: one process a device. Without a run: the demo. --debug: this process, no Ray, no DeepSpeed."""
+"""Put a run on a Ray cluster, one process a device; without a run, the demo."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
         print(run.dump(), end="")
         return
     if arguments.debug or arguments.check:
-        summary = command.here(run, arguments.check)
+        summary = command.here(run, arguments.check, devices=1 if arguments.debug else run.cluster.devices)
     else:
         from launch.cluster import launch
 

@@ -28,7 +28,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
 
 
 def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-sum_k [p_k log s(f_k) + (1 - p_k) log(1 - s(f_k))], [B]: each class a yes-or-no question (ViT's ImageNet loss)."""
+    """-sum_k [p_k log s(f_k) + (1 - p_k) log(1 - s(f_k))], [B]: each class a question of its own (ViT's loss)."""
     logits = full(logits)
     p = distribution(targets, logits.shape[1], smoothing, logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, p, reduction="none").sum(1)
@@ -41,7 +41,7 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """[B] float32: 1 where the largest logit is the label (of a distribution: its largest entry). NaN logits are wrong."""
+    """[B] float32: 1 where the largest logit is the label (of a distribution: its largest entry). NaN is wrong."""
     labels = targets if targets.dim() == 1 else targets.argmax(1)
     return ((logits.argmax(1) == labels) & logits.isfinite().all(1)).float()
 

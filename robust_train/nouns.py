@@ -98,8 +98,8 @@ def at(value: Any, update: int, updates: int) -> Any:
         changed = {name: new for name, new in now.items() if new is not getattr(value, name)}
         return replace(value, **changed) if changed else value
     if isinstance(value, (tuple, list)):
-        now = [at(entry, update, updates) for entry in value]
-        return value if all(new is old for new, old in zip(now, value, strict=True)) else type(value)(now)
+        entries = [at(entry, update, updates) for entry in value]
+        return value if all(new is old for new, old in zip(entries, value, strict=True)) else type(value)(entries)
     return value
 
 
@@ -151,7 +151,7 @@ class Attack(Noun, ABC):
 
     @abstractmethod
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, loss: PerImage | None = None) -> Tensor:
-        """Adversarial images in [0, 1], inside the threat model, without a graph. loss: what it raises (cross-entropy)."""
+        """Adversarial images in [0, 1], inside the threat model, without a graph. loss: what it raises."""
 
     @abstractmethod
     def cost(self) -> float:
@@ -241,8 +241,14 @@ class Augmentation(Noun):
     """What is done to each training image alone, before it meets others."""
 
 
-class Mixing(Noun):
+class Mixing(Noun, ABC):
     """What is done to a group of training images and their targets together."""
+
+    group: int  # consecutive positions that meet; a part holds whole groups
+
+    @abstractmethod
+    def __call__(self, batch: Batch, key: Any, classes: int) -> Batch:
+        """The batch mixed, targets as distributions [B, classes]."""
 
 
 class Evaluator(Noun):

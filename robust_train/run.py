@@ -42,7 +42,9 @@ class Cluster:
     devices: int = 1  # processes, one a device (GPU, or a group of CPU cores)
     gpu: bool = False  # whether each process has a GPU of its own
     cpus: float = 1.0  # CPU cores reserved for each process
-    address: str | None = None  # the cluster to join, such as auto or 10.0.0.1:6379; null: the one this runs inside, else a local one
+    address: str | None = (
+        None  # the cluster to join (auto, 10.0.0.1:6379); null: the one it runs inside, or a local one
+    )
     restarts: int = 3  # times Ray starts the processes again after a fault
     rate: float | None = None  # cost or energy of one device-hour, for the forecast; null: none is given
     unit: str = "kWh"  # the unit of `rate`
@@ -83,7 +85,7 @@ class Run:
     def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:
         """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError."""
         text = isinstance(source, str) and "\n" in source
-        tree = load_tree(source if text else Path(source))
+        tree = load_tree(str(source) if text else Path(source))
         return parse(cls, overrides.apply(tree, changes or []), "run", None if text else str(source))
 
     def dump(self) -> str:
@@ -99,7 +101,8 @@ class Run:
         """The network, initialised from the seed alone, on the device."""
         with torch.random.fork_rng():
             torch.manual_seed(Key(self.seed).of("weights").seed % 2**63)
-            network = self.network.build(self.data.classes, self.data.channels, self.data.size, self.precision, self.batch)
+            data = self.data
+            network = self.network.build(data.classes, data.channels, data.size, self.precision, self.batch)
         return network.to(device)
 
     def batches(self, place: Place, start: int) -> Iterator[Batch]:

@@ -76,7 +76,7 @@ class Averaged:
 def tensors(engine: Engine) -> dict[str, Tensor]:
     """What is averaged: the parameters, and the floating buffers that are saved (BatchNorm's running statistics)."""
     saved = set(engine.module.model.state_dict())
-    named = dict(engine.module.model.named_parameters())
+    named: dict[str, Tensor] = dict(engine.module.model.named_parameters())
     named |= {n: b for n, b in engine.module.model.named_buffers() if n in saved and b.is_floating_point()}
     return {name: value.data for name, value in named.items()}
 

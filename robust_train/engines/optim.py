@@ -62,7 +62,7 @@ def _nearest(name: str) -> str:
     """timm's nearest names of optimisers, or nothing where the name is one."""
     from timm.optim import list_optimizers
 
-    near = get_close_matches(name, list_optimizers(), 3)
+    near = get_close_matches(name, [str(known) for known in list_optimizers()], 3)
     return f"; did you mean {', '.join(near)}?" if near and name not in near else ""
 
 

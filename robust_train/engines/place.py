@@ -37,8 +37,9 @@ def join(place: Place) -> None:
     if on_gpu:
         torch.cuda.set_device(place.device)
     if not distributed.is_initialized():
-        alone = {"store": distributed.HashStore()} if place.world == 1 else {}
-        distributed.init_process_group("nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world, **alone)
+        store = distributed.HashStore() if place.world == 1 else None
+        backend = "nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     there = distributed.get_rank(), distributed.get_world_size()
     if there != (place.rank, place.world):
         raise ConfigError(

@@ -17,8 +17,8 @@ FUNCTIONS = frozenset({"relu", "relu_", "relu6"})
 def replace_relus(model: nn.Module, activation: Activation) -> list[str]:
     """Put `activation` in place of every ReLU and ReLU6 of `model` (also inside timm's norms), in place; their names.
 
-    relu leaves ReLUs and makes ReLU6 plain. softplus is log(1 + exp(x)), beta 1 as in E-AT's code. Raises ConfigError for a model without ReLU, or with one
-    that is called as a function and cannot be replaced.
+    relu leaves ReLUs and makes ReLU6 plain; softplus is log(1 + exp(x)), beta 1 as in E-AT's code. Raises ConfigError
+    for a model without ReLU, or with one that is called as a function and cannot be replaced.
     """
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
