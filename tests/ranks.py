@@ -1,4 +1,4 @@
-"""A function on several ranks: processes of their own, that meet over gloo in a file."""
+"""A function on several ranks: processes of their own, that meet over gloo in a folder of their own."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def on_ranks(world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
 
 def _work(rank: int, world: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    os.chdir(folder)  # whatever a run writes goes away with it
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     try:
         distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
