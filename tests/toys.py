@@ -65,7 +65,7 @@ class ToyNetwork(Model):
             nn.Sequential(
                 Block(channels, self.width, 2, self.rate),
                 Block(self.width, self.width, 1, self.rate),
-                nn.Sequential(nn.Conv2d(self.width, self.width, 1), nn.BatchNorm2d(self.width)),
+                nn.Sequential(nn.Conv2d(self.width, self.width, 1, bias=False), nn.BatchNorm2d(self.width)),
             ),
         )
         model.add_module("head", Flat(self.width * (size // 2) ** 2, classes))
