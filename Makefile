@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 
 .PHONY: demo test check clean
 demo: $(INSTALLED)
-	$(BIN)/python -m launch.train
+	@$(BIN)/python -m launch.train
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu"
@@ -17,10 +17,10 @@ check: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not cluster and not gpu and not browser"
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2" -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e ".[all,dev]" -c constraints.txt
-	touch $@
+	@echo "installing into .venv: about 2 GB, a minute or two"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --quiet -e ".[all,dev]" -c constraints.txt
+	@touch $@
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from launch.cluster import launch
 from robust_train import command
 from robust_train.run import Run
@@ -16,6 +18,7 @@ def demo(path: Path) -> None:
     print(f"1/2 {robust.name}: PGD training on {robust.cluster.devices} DeepSpeed ranks under Ray ({robust.folder})")
     rows = {"PGD training": launch(robust)}
     print(f"2/2 {plain.name}: the same network trained on clean images alone, in this process ({plain.folder})")
+    torch.set_num_threads(1)  # as each of the ranks had; two threads gain nothing on so small a network
     rows["plain training"] = command.here(plain)
     command.table(rows, "digits, L-inf eps 0.15: accuracy on 360 validation images")
     pictures = sorted((robust.path / "pictures").glob("attack-*.png"))

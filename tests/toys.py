@@ -65,6 +65,7 @@ class ToyNetwork(Model):
             nn.Sequential(
                 Block(channels, self.width, 2, self.rate),
                 Block(self.width, self.width, 1, self.rate),
+                # no bias: before a BatchNorm its gradient is rounding alone, and Adam makes whole steps of that
                 nn.Sequential(nn.Conv2d(self.width, self.width, 1, bias=False), nn.BatchNorm2d(self.width)),
             ),
         )
