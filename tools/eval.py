@@ -115,8 +115,13 @@ def main(words: list[str]) -> None:
     total = evaluation.images or data.validation_size()
     with bars(total) as watch:
         report = evaluation(network, data, Key(asked.seed), device, watch)
-    title = asked.model or str(asked.checkpoint)
+    title = asked.model or source(asked)
     show(title, evaluation.threat.use, evaluation.restarts, report, names)
+    notes = [f"{evaluation.attack.label} is an upper bound of robust accuracy: a stronger attack may find more"]
+    if picked(asked):
+        notes.append("this checkpoint was picked as the run's best on these images, which flatters it a little")
+    for note in notes:
+        print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(asked.seed, network, data, evaluation, report, title, folder, device)
@@ -127,7 +132,7 @@ def main(words: list[str]) -> None:
         "evaluation": tree_of(evaluation),
         "seed": asked.seed,
         **report.tree(names),
-        "note": f"{evaluation.attack.label} is an upper bound of robust accuracy: a stronger attack may find more",
+        "notes": notes,
         "pictures": [str(path) for path in pictures],
         **circumstances(device, began),
     }
@@ -190,6 +195,16 @@ def source(asked: argparse.Namespace) -> str:
     from robust_train import checkpoint
 
     return str(asked.weights or checkpoint.find(asked.checkpoint))
+
+
+def picked(asked: argparse.Namespace) -> bool:
+    """Whether the weights are those that did best in the run's validation, on the very images they are judged on."""
+    from robust_train import checkpoint
+
+    if asked.checkpoint is None or asked.data is not None:
+        return False
+    folder = checkpoint.find(asked.checkpoint)
+    return checkpoint.best(folder.parent.parent) == folder
 
 
 def shards(data: Any) -> dict[str, Any]:
