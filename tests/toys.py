@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -148,15 +150,18 @@ def register() -> None:
             registry.register("toy")(toy)
 
 
-def toy_run(objective: Objective, folder: str | Path = "runs/toy", **changes: Any) -> Run:
-    """A run of the toys with BatchNorm groups of 4 and momentum SGD; `engine` and the rest as said."""
+def toy_run(objective: Objective, folder: str | Path | None = None, **changes: Any) -> Run:
+    """A run of the toys with BatchNorm groups of 4 and momentum SGD; `engine` and the rest as said.
+
+    folder: None for runs that write nothing, or somewhere of their own.
+    """
     settings: dict[str, Any] = {
         "network": Blueprint(ToyNetwork(), group=4),
         "optimiser": Optimiser(name="momentum", lr=0.02, weight_decay=1e-3),
         "updates": 20,
         "batch": 16,
         "records": Tracking(wandb="off", progress="off"),
-        "folder": str(folder),
+        "folder": str(folder or Path(tempfile.gettempdir()) / f"toy-{os.getpid()}"),
     }
     return Run(data=ToyImages(), objective=objective, **{**settings, **changes})
 

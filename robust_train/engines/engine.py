@@ -65,6 +65,7 @@ class Engine(ABC):
         self.probed: float | None = None  # accuracy at the last probe
         self.averaged: Averaged | None = None if run.average is None else run.average.start(self)
         self._losses: list[Loss] = []
+        self._broken: Tensor | None = None  # images of this rank's share that stand in for broken ones
 
     # -- what an engine must say ------------------------------------------------------------------
 
@@ -104,6 +105,8 @@ class Engine(ABC):
         assert len(batch) == self.part * self.count, "the data set hands out other shares than the engine cuts"
         self._losses = []
         batch = batch.to(self.device, self.dtype)
+        if getattr(self.run.data, "missing", 0):  # broken samples are allowed, so they are counted
+            self._broken = batch.extra["broken"].sum()
         for start in range(0, len(batch), self.part):
             yield batch[start : start + self.part]
 
@@ -129,6 +132,8 @@ class Engine(ABC):
         self._reduce_gradients()
         losses, world = self._losses, self.place.world
         metrics = _summed([loss.metrics for loss in losses], 1 / (len(losses) * world))
+        if self._broken is not None:
+            metrics["data/broken"] = self._broken  # a sum, not a mean
         counts = _summed([loss.counts for loss in losses], 1.0)
         gradients = self._gradients()
         share = torch.stack(torch._foreach_norm(gradients)).double().square().sum() / self.copies

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from started_run import UPDATES, launched, metrics, records, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 KILL_AT = 6  # lines of metrics.jsonl: the checkpoint of update 4 is there, the one of update 8 is not
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from started_run import ROOT, SMALL, UPDATES, Started, command, environment, metrics, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 SETTINGS = [*SMALL, "folder=runs/job"]
