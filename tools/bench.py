@@ -17,8 +17,8 @@ EPILOG = """examples
   python -m tools.bench configs/cifar/rn18-rice.yaml engine.part=32 --rounds 5
 
 Times of one process drift; ratios of what is measured in turn in it drift less. law is what the objective says it
-costs, over what a plain update costs (3 forward passes); efficiency is the measured ratio over the law: 1.0 is an update
-that costs its arithmetic and nothing else, below it the attack's share is cheaper than that of the weights.
+costs, over what a plain update costs (3 forward passes); efficiency is the measured ratio over the law: at 1.0 an
+update costs its arithmetic and nothing else, below it input gradients are cheaper than those of the weights.
 """
 
 
