@@ -24,6 +24,12 @@ from robust_train.train import train
 
 CLASSES, SIDE = 5, 8
 
+# a folder of this test process's own, set on import so that the ranks it starts inherit it
+_OWN = f"TOY_FOLDER_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+if _OWN not in os.environ:
+    os.environ[_OWN] = tempfile.mkdtemp(prefix="toy-")
+SCRATCH = os.environ[_OWN]
+
 
 class Block(nn.Module):
     """conv-bn-relu-drop: what a block of a real network has."""
@@ -161,7 +167,7 @@ def toy_run(objective: Objective, folder: str | Path | None = None, **changes: A
         "updates": 20,
         "batch": 16,
         "records": Tracking(wandb="off", progress="off"),
-        "folder": str(folder or Path(tempfile.gettempdir()) / f"toy-{os.getpid()}"),
+        "folder": str(folder or SCRATCH),
     }
     return Run(data=ToyImages(), objective=objective, **{**settings, **changes})
 

@@ -215,7 +215,7 @@ def test_an_offline_run_holds_config_history_summary_and_picture(tmp_path):
     run = run_of(tmp_path)
     work(run)
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    told = Told(written)
+    told = whole(written)
     assert told.config == {"name": "toy", "updates": 6, "objective": {"use": "madry", "attack": {"steps": 7}}}
     assert told.identity == (tmp_path / "wandb-id").read_text().strip()
     assert told.metrics() == jsonl.read(tmp_path / "metrics.jsonl")
@@ -227,7 +227,7 @@ def test_an_offline_run_holds_config_history_summary_and_picture(tmp_path):
     (tmp_path / "run.yaml").write_text(run.dump())
     new = replay(tmp_path)
     (replayed,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{new}.wandb")
-    again = Told(replayed)
+    again = whole(replayed)
     assert again.config == told.config
     assert again.metrics() == told.metrics()
     assert again.summary["images"] == 360
@@ -262,6 +262,14 @@ class Told:
         """The rows of metrics, without W&B's own entries."""
         rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in self.history]
         return [row for row in rows if "time/run" not in row and not any(key.startswith("pictures") for key in row)]
+
+
+def whole(path: Path, patience: float = 60.0) -> Told:
+    """What the file says at its end: W&B's own process writes it, and may still do so when finish() has returned."""
+    deadline = time.monotonic() + patience
+    while (told := Told(path)).exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return told
 
 
 def frames(data: bytes) -> Iterator[bytes]:
