@@ -42,9 +42,7 @@ class Cluster:
     devices: int = 1  # processes, one a device (GPU, or a group of CPU cores)
     gpu: bool = False  # whether each process has a GPU of its own
     cpus: float = 1.0  # CPU cores reserved for each process
-    address: str | None = (
-        None  # the cluster to join (auto, 10.0.0.1:6379); null: the one it runs inside, or a local one
-    )
+    address: str | None = None  # cluster to join (auto, HOST:PORT); null: the one it runs inside, or a local one
     restarts: int = 3  # times Ray starts the processes again after a fault
     rate: float | None = None  # cost or energy of one device-hour, for the forecast; null: none is given
     unit: str = "kWh"  # the unit of `rate`

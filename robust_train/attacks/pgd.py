@@ -31,9 +31,7 @@ class PGD(Attack):
     threat: Threat  # where it searches
     steps: int  # gradients per image
     step_size: Number  # in the threat's unit; for linf pixels in [0, 1], so 2/255 is two grey levels
-    start: Literal["random", "zero", "noise"] = (
-        "random"  # a random point of the set, the image, or the image + 0.001 N(0, 1)
-    )
+    start: Literal["random", "zero", "noise"] = "random"  # in the set; the image; or the image + 0.001 N(0, 1)
     keep: Literal["last", "best"] = "last"  # the last iterate, or the one with the largest loss (one forward more)
     targets: Literal["label", "random"] = "label"  # away from the label, or towards a class drawn once an image
     eot: int = 1  # gradients averaged a step, over the network's own randomness

@@ -40,9 +40,7 @@ class Shards(Dataset):
     validation: str | tuple[str, ...] | None = None  # validation shards, named like the training ones; null: none
     channels: Literal[1, 3] = 3  # 3: colour; 1: grey
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
-    crop: float = (
-        0.875  # share of the resized short side that evaluation cuts out; images of side `size` stay as they are
-    )
+    crop: float = 0.875  # share of the short side that evaluation cuts out; images of side `size` stay as they are
     reader: Literal["indexed", "streams"] = "indexed"  # indexed: by offset, from disk; streams: in order, from far away
     streams: int = 8  # streams reader: equal parts read side by side; every world size that divides it fits
     window: int = 1024  # streams reader: samples that each stream holds and shuffles at a time

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 class Guard:
     """What a loss that is not finite, or explodes, leads to. Nothing is ever changed by such an update."""
 
-    policy: Literal["stop", "skip", "rollback"] = (
-        "stop"  # stop; leave it out; or leave it out from the last checkpoint on
-    )
+    policy: Literal["stop", "skip", "rollback"] = "stop"  # or leave it out; or leave it out from a checkpoint on
     limit: float = 1e4  # a loss above this has exploded
     most: int = 10  # updates left out before the run stops all the same
 
@@ -32,9 +30,7 @@ class Guard:
 class Execution:
     """How updates are computed. Changes speed and memory, never the numbers."""
 
-    zero: Literal[0, 1, 2] = (
-        0  # DeepSpeed's ZeRO stage, what is cut over the ranks (1: optimiser state, 2: gradients too)
-    )
+    zero: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage: sharded are 1: optimiser state, 2: gradients too
     part: int | None = None  # images a device holds at once; a rank's share is accumulated in such parts; null: all
 
     def __post_init__(self) -> None:

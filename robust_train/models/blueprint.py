@@ -17,9 +17,7 @@ class Blueprint:
     """A model, and what stands around it: normalisation, BatchNorm groups, activation, checkpointing."""
 
     model: Model  # the model itself: {use: timm, name: resnet18}, {use: small-cnn}, ...
-    mean: tuple[float, ...] | None = (
-        None  # subtracted from pixels in [0, 1], a number a channel; null: the model's own, or 0
-    )
+    mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: the model's own, or 0
     std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the model's own, or 1
     group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
     activation: Activation | None = None  # in place of every ReLU (softplus: beta 10); null: the model's own

@@ -6,6 +6,7 @@ weights' perturbation work in groups of 4; drop masks and recomputed activations
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from tests.toys import ToyNetwork, toy_run, trained, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-LONG = ("madry",)  # followed over 200 updates
+EVERY = bool(os.environ.get("ROBUST_TRAIN_LONG"))  # every objective as far as the first ones: some minutes more
+LONG = tuple(examples(1)) if EVERY else ("madry",)  # followed over 200 updates
 UPDATES, SHORT = 200, 6
-FLOAT32 = ("madry", "generalized, sample with weights")  # followed by DeepSpeed over 20 updates, at every stage
+# followed by DeepSpeed over 20 updates, at every stage
+FLOAT32 = tuple(examples(1)) if EVERY else ("madry", "generalized, sample with weights")
 
 ROUGH = {"trades": 1e-2}
 """TRADES attacks from where its divergence has hardly a gradient: in float32 rounding decides some of its signs."""
