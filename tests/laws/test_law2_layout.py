@@ -7,6 +7,7 @@ weights' perturbation work in groups of 4; drop masks and recomputed activations
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Objective, Place
+from robust_train.objectives.trades import Trades
 from tests.examples import examples
 from tests.ranks import on_ranks
 from tests.toys import ToyNetwork, toy_run, trained, weights
@@ -29,13 +31,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 EVERY = bool(os.environ.get("ROBUST_TRAIN_LONG"))  # every objective as far as the first ones: some minutes more
 LONG = tuple(examples(1)) if EVERY else ("madry",)  # followed over 200 updates
 UPDATES, SHORT = 200, 6
-# followed by DeepSpeed over 20 updates, at every stage
+STAGES = (0, 1, 2)  # of ZeRO; in CI all of them follow these two objectives, the others follow stage 2
 FLOAT32 = tuple(examples(1)) if EVERY else ("madry", "generalized, sample with weights")
 
-ROUGH = {"trades": 1e-2}
-"""TRADES attacks from where its divergence has hardly a gradient: in float32 rounding decides some of its signs."""
-
 Curves = dict[Any, tuple[list[dict[str, float]], dict[str, torch.Tensor]]]
+
+
+def in_float32_too() -> dict[str, Objective]:
+    """The examples, TRADES from a random start: its own is where its divergence has hardly a gradient.
+
+    There p and q differ by a thousandth, so that float32 rounding, not the layout, decides some of the first signs; in
+    float64 it is followed from its own start.
+    """
+    found = examples(1)
+    trades = found["trades"]
+    assert isinstance(trades, Trades)
+    return {**found, "trades": replace(trades, attack=replace(trades.attack, start="random"))}
 
 
 def run_of(objective: Objective, updates: int, execution: Execution):
@@ -60,10 +71,10 @@ def in_float32(place: Place, part: int | None) -> Curves:
     from robust_train.engines.deepspeed import DeepSpeedEngine
 
     found = {}
-    for stage in (0, 1, 2):
-        for name, objective in examples(1).items():
+    for stage in STAGES:
+        for name, objective in in_float32_too().items():
             if name in FLOAT32 or stage == 2:
-                run = run_of(objective, 20 if name in FLOAT32 else 3, Execution(stage, part))
+                run = run_of(objective, 20, Execution(stage, part))
                 with DeepSpeedEngine(run, place) as engine:
                     found[stage, name] = trained(engine), weights(engine)
     return found
@@ -120,22 +131,12 @@ def test_training_gets_somewhere_on_the_way(plain: dict[str, Curves]) -> None:
     assert lines[-1]["loss/robust"] < 0.5 * lines[0]["loss/robust"]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-@pytest.mark.parametrize("name", FLOAT32)
+@pytest.mark.parametrize(
+    ("name", "stage"), [(name, stage) for name in examples(1) for stage in STAGES if name in FLOAT32 or stage == 2]
+)
 def test_deepspeed_gives_the_same_curve_over_20_updates(deepspeed: dict[str, Curves], name: str, stage: int) -> None:
-    """To 1e-5 in float32, at every ZeRO stage and layout, against plain PyTorch on one rank."""
-    expected = alone_in_float32(name, 20)
+    """To 1e-5 in float32, on every layout, against plain PyTorch on one rank."""
+    engine = PlainEngine(run_of(in_float32_too()[name], 20, Execution()))
+    expected = trained(engine), weights(engine)
     for found in deepspeed.values():
         assert_one_curve(expected, found[stage, name], 1e-5)
-
-
-@pytest.mark.parametrize("name", [name for name in examples(1) if name not in FLOAT32])
-def test_deepspeed_begins_the_same_curve_of_every_objective(deepspeed: dict[str, Curves], name: str) -> None:
-    expected = alone_in_float32(name, 3)
-    for found in deepspeed.values():
-        assert_one_curve(expected, found[2, name], ROUGH.get(name, 1e-5))
-
-
-def alone_in_float32(name: str, updates: int) -> tuple[Any, Any]:
-    engine = PlainEngine(run_of(examples(1)[name], updates, Execution()))
-    return trained(engine), weights(engine)
