@@ -1,9 +1,10 @@
 # make demo: install and run the main job on embedded images. make test: install and run every test.
+# make peers: the packages our attacks are compared with; tests/peers and tools.peers use them where they are.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check peers clean
 demo: $(INSTALLED)
 	@$(BIN)/python -m launch.train
 
@@ -22,5 +23,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --quiet -e ".[all,dev]" -c constraints.txt
 	@touch $@
 
+.venv/peers: $(INSTALLED) peers.txt
+	@$(BIN)/python -m pip install --quiet --quiet --no-deps -r peers.txt
+	@touch $@
+
+# robustbench pins an older timm, installs a package named tests that would hide ours, and needs pkg_resources
+.venv-peers/installed: constraints.txt
+	@echo "installing robustbench into .venv-peers: about 1.3 GB, a minute or two"
+	@$(PYTHON) -m venv .venv-peers
+	@grep -v "^timm==" constraints.txt > .venv-peers/constraints.txt
+	@.venv-peers/bin/python -m pip install --quiet --quiet robustbench==1.1.1 "setuptools<81" -c .venv-peers/constraints.txt
+	@touch $@
+
+peers: .venv/peers .venv-peers/installed
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-peers build *.egg-info

@@ -42,8 +42,42 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
     """[B] float32: 1 where the largest logit is the label (of a distribution: its largest entry). NaN is wrong."""
-    labels = targets if targets.dim() == 1 else targets.argmax(1)
-    return ((logits.argmax(1) == labels) & logits.isfinite().all(1)).float()
+    return ((logits.argmax(1) == labels_of(targets)) & logits.isfinite().all(1)).float()
+
+
+def labels_of(targets: Tensor) -> Tensor:
+    """[B] int64: labels as they are, of distributions [B, C] the largest entry."""
+    return targets if targets.dim() == 1 else targets.argmax(1)
+
+
+def margin(logits: Tensor, targets: Tensor) -> Tensor:
+    """z_y - max_{j != y} z_j, [B]: below 0 where the network is wrong. NaN counts as wrong: -inf."""
+    z, labels = full(logits), labels_of(targets)
+    own = z.gather(1, labels[:, None]).squeeze(1)
+    other = z.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return (own - other).masked_fill(~z.isfinite().all(1), -torch.inf)
+
+
+def dlr(logits: Tensor, targets: Tensor) -> Tensor:
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), [B]: the margin in units that no scale of the logits changes.
+
+    z_(k) is the k-th largest. Needs three classes. Croce and Hein 2020 (arXiv 2003.01690, eq. 6).
+    """
+    z, labels = full(logits), labels_of(targets)
+    (first, second, third), order = z.topk(3, dim=1).values.unbind(1), z.argmax(1)
+    other = torch.where(order == labels, second, first)
+    return -(z.gather(1, labels[:, None]).squeeze(1) - other) / (first - third + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), [B], towards the classes `goals` [B]. Needs four classes.
+
+    Croce and Hein 2020 (arXiv 2003.01690, eq. 7).
+    """
+    z, labels = full(logits), labels_of(targets)
+    first, _, third, fourth = z.topk(4, dim=1).values.unbind(1)
+    gap = z.gather(1, labels[:, None]) - z.gather(1, goals[:, None])
+    return -gap.squeeze(1) / (first - (third + fourth) / 2 + 1e-12)
 
 
 def _matching(targets: Tensor, logits: Tensor) -> Tensor:

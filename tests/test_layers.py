@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("robust_train", "launch", "tools") for path i
 
 ROWS = [  # from the top down: a module may import rows below its own
     {"launch", "tools", "__main__", "command"},
-    {"train", "run", "job", "check", "forecast", "loading", "engines", "records", "checkpoint"},
+    {"train", "run", "job", "check", "forecast", "loading", "subject", "engines", "records", "checkpoint"},
     {"evaluate", "objectives", "compress", "brain"},
     {"attacks"},
     {"threats", "models", "data"},
@@ -28,6 +28,7 @@ WITHIN = {  # and within its row only these
     "run": {"engines", "records", "checkpoint"},
     "engines": {"checkpoint", "records", "run"},  # records and run for their types only
     "loading": {"run", "checkpoint", "engines"},
+    "subject": {"run", "checkpoint", "loading"},
     "check": {"run", "engines", "checkpoint", "forecast"},
     "forecast": {"run", "engines", "records"},
     "records": {"run"},

@@ -1,40 +1,56 @@
-"""How well a network holds: clean and PGD accuracy, accuracy against eps, a table a class, pictures."""
+"""How well a network holds: clean accuracy, attacks in one or several threat models, curves, a table a class, flags."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from robust_train.read.errors import ConfigError, main_guard
+from tools import eval_corruptions, eval_saved, eval_shifts
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.pgd import PGDEvaluation
-    from robust_train.evaluate.report import Report, Seen
-    from robust_train.models.network import Network
-    from robust_train.nouns import Dataset
-    from robust_train.run import Run
+    from robust_train.evaluate.robustness import Deal, Robustness
+    from robust_train.evaluate.work import Plan, Store
+    from robust_train.subject import Subject
 
 EPILOG = """examples
   python -m tools.eval runs/demo
-      the run's best checkpoint (else its newest), on its own validation images, threat model and eps
-  python -m tools.eval runs/demo/checkpoints/00000440 --images 100 --steps 100 --restarts 5
-  python -m tools.eval runs/demo --threat l2 --eps 1.0 --json l2.json
+      the run's best checkpoint (else its newest), on its own validation images, threat model and eps, by PGD-50
+  python -m tools.eval runs/demo --attack autoattack
+      the field's measure: APGD-CE, targeted APGD-DLR, targeted FAB and Square, each on the images still standing
+  python -m tools.eval runs/demo --attack cr
+      a quick estimate of AutoAttack (linf only), named as such
+  python -m tools.eval runs/cifar10 --attack autoattack --threat linf l2 l1 --eps 8/255 0.5 12 --images 1000
+      three threat models and their union
+  python -m tools.eval runs/demo --threat l2 --eps 1.0 --steps 100 --restarts 5 --json l2.json
   python -m tools.eval --model resnet50 --weights resnet50.safetensors --data 'val-{0000..0049}.tar' --eps 4/255
+  python -m tools.eval runs/demo --attack autoattack --devices 2 --wandb
+  python -m tools.eval runs/demo --attack autoattack --save-adversarial set.pth
+  python -m tools.eval runs/other --adversarial set.pth --eps 0.1
+      another network on the images that were made for the first, checked again: shape, pixels, eps, same images
+  python -m tools.eval runs/vit --shift imagenet-a=/data/imagenet-a imagenet-r=/data/imagenet-r --imagenet /data/val
+      in place of attacks: accuracy on other images of ImageNet's classes, and what it lost
+  python -m tools.eval runs/vit --corruptions all --frost /data/frost
+      in place of attacks: accuracy under ImageNet-C's 15 corruptions, and mCE
 
 what the figures say
-  A PGD figure is an upper bound of robust accuracy and is named by its attack: a stronger attack may find more. An
-  image counts as robust that is right when clean and after every restart, over all images, those wrong from the start
-  too. Intervals are Wilson's at 95 %, for the images as a draw from more of their kind. eps is in the threat model's
-  unit: pixels in [0, 1] for linf (8/255 is eight grey levels), Euclidean length for l2, sum of changes for l1.
-  The curve has one start a point and 2.5 eps / steps a step; where accuracy does not fall as eps grows, or images have
-  no gradient, the report says so: the network may hide its gradient.
+  A figure is an upper bound of robust accuracy and is named by its attack: a stronger one may find more. An image
+  counts as robust that is right when clean and after every attack, over all images, those wrong from the start too.
+  Intervals are Wilson's at 95 %, for the images as a draw from more of their kind. eps is in the threat model's unit:
+  pixels in [0, 1] for linf (8/255 is eight grey levels), Euclidean length for l2, sum of changes for l1. Flags say what
+  could have fooled the evaluation, whether it was seen, and what to do about it.
+
+it goes on
+  Each finished piece (a chunk of images and an attack) is kept below the run's eval/ folder: the same command again
+  goes on where it was killed, and gives the same report. Devices change the time, not the verdicts.
 
 from Python
   network = robust_train.load("runs/demo")              # or any module from images [B, C, H, W] in [0, 1] to logits
@@ -64,33 +80,64 @@ def arguments(words: list[str]) -> argparse.Namespace:
     what.add_argument("--weights", metavar="FILE", help="its weights: a local .safetensors, .pth or .pt file")
     what.add_argument("--classes", type=int, default=1000, help="classes of --model (%(default)s)")
     what.add_argument("--size", type=int, default=224, help="image side of --model (%(default)s)")
-    what.add_argument("--crop", type=number, default=0.875, help="middle share of images for --model (%(default)s)")
+    what.add_argument("--crop", type=number, help="middle share of images for --model (its own, as timm says it)")
     where = parser.add_argument_group("on which images")
     where.add_argument("--data", metavar="URL", help="shards: a path, folder, glob, brace list or URL (the run's own)")
+    where.add_argument(
+        "--list", metavar="FILE", dest="listed", help="names of images, one a line: those alone are judged"
+    )
     where.add_argument("--images", type=int, help="the first so many (all)")
     where.add_argument("--chunk", type=int, default=256, help="consecutive images attacked together (%(default)s)")
     how = parser.add_argument_group("attacked how")
-    how.add_argument("--threat", choices=("linf", "l2", "l1"), help="threat model (the run's, else linf)")
-    how.add_argument("--eps", type=number, help="radius, such as 8/255 (the run's)")
-    how.add_argument("--steps", type=int, default=50, help="PGD steps (%(default)s)")
-    how.add_argument("--step-size", type=number, help="of the figure, in the unit of eps (2.5 eps / steps)")
-    how.add_argument("--restarts", type=int, default=2, help="random starts; the worst counts (%(default)s)")
-    how.add_argument("--curve", type=int, default=4, help="points of the curve up to 2 eps (%(default)s); 0: none")
-    how.add_argument("--seed", type=int, default=0, help="of the random starts (%(default)s)")
+    how.add_argument("--attack", choices=kinds(), default="pgd", help="(%(default)s)", metavar="|".join(kinds()))
+    how.add_argument("--threat", nargs="+", choices=("linf", "l2", "l1"), help="threat models (the run's, else linf)")
+    how.add_argument("--eps", nargs="+", type=number, help="their radii, such as 8/255 (the run's)")
+    how.add_argument("--steps", type=int, default=50, help="of pgd (%(default)s)")
+    how.add_argument("--step-size", type=number, help="of pgd's figure, in the unit of eps (2.5 eps / steps)")
+    how.add_argument("--restarts", type=int, default=2, help="of pgd: random starts; the worst counts (%(default)s)")
+    how.add_argument("--curve", type=int, default=4, help="points of pgd's curve up to 2 eps (%(default)s); 0: none")
+    how.add_argument("--checks", type=int, default=100, help="images for the flags' attacks (%(default)s); 0: none")
+    how.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    other = parser.add_argument_group("in place of attacks")
+    eval_shifts.flags(other)
+    eval_corruptions.flags(other)
+    eval_saved.flags(other)
     out = parser.add_argument_group("where and whither")
     out.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
+    out.add_argument("--devices", type=int, default=1, help="processes on a Ray cluster, one a device (%(default)s)")
+    out.add_argument("--address", help="of the Ray cluster (RAY_ADDRESS, else a local one)")
     out.add_argument("--json", metavar="FILE", help="the report (eval.json in the run's folder, or in runs/NAME)")
+    out.add_argument("--html", metavar="FILE", help="the report as a page that needs no other file (beside the report)")
     out.add_argument("--pictures", metavar="FOLDER", help="the pictures eval-*.png (beside the report)")
+    modes = ("auto", "offline", "online", "off")
+    said = "all of it to Weights & Biases; auto: online where a key is found (%(default)s)"
+    out.add_argument("--wandb", nargs="?", choices=modes, const="auto", default="off", help=said)
     found = parser.parse_args(words)
     if (found.checkpoint is None) == (found.model is None):
         parser.error("name a checkpoint, or a timm model by --model")
     if found.model is not None:
-        missing = [f"--{name}" for name in ("weights", "data", "eps") if getattr(found, name) is None]
+        needed = (
+            ("weights",) if found.shift else ("weights", "data") if found.corruptions else ("weights", "data", "eps")
+        )
+        missing = [f"--{name}" for name in needed if getattr(found, name) is None]
         if missing:
             parser.error(f"--model needs {' and '.join(missing)} too: there is no run to take them from")
     elif found.weights is not None:
         parser.error("--weights needs --model: a checkpoint has its own weights")
+    eval_corruptions.check(parser, found)
+    eval_saved.check(parser, found)
+    if found.threat and len(found.threat) > 1 and len(found.eps or ()) != len(found.threat):
+        parser.error(f"{len(found.threat)} threat models and {len(found.eps or ())} eps: give one for each, in order")
+    if not found.threat and len(found.eps or ()) > 1:
+        parser.error("several eps need as many threat models: --threat linf l2 --eps 8/255 0.5")
     return found
+
+
+def kinds() -> tuple[str, ...]:
+    """The attacks by name."""
+    from robust_train.evaluate.robustness import Kind
+
+    return get_args(Kind)
 
 
 @main_guard()
@@ -98,46 +145,85 @@ def main(words: list[str]) -> None:
     """Judge, show, and write the report and the pictures."""
     from robust_train.check import writable
     from robust_train.evaluate.report import circumstances
+    from robust_train.evaluate.work import Store
     from robust_train.keyed import Key
     from robust_train.read.parse import tree_of
+    from robust_train.records import Tracking
+    from robust_train.records.exhibits import draw, exhibits, write
+    from robust_train.records.judging import watching
+    from robust_train.records.mirror import mirror
+    from robust_train.records.page import page
+    from robust_train.records.pairs import keep
     from robust_train.records.tables import show
 
     asked = arguments(words)
     began = time.monotonic()
     device = device_of(asked)
-    network, data, evaluation = subject(asked, device)
-    target = Path(asked.json) if asked.json else home(asked) / "eval.json"
+    if asked.shift:
+        eval_shifts.judge(asked, subject_of(asked), device, words)
+        return
+    if asked.corruptions:
+        eval_corruptions.judge(asked, subject_of(asked), device, words, deal)
+        return
+    subject, evaluation = wanted(asked)
+    target = Path(asked.json) if asked.json else subject.home / "eval.json"
+    html = Path(asked.html) if asked.html else target.with_suffix(".html")
     folder = Path(asked.pictures) if asked.pictures else target.parent
     writable(target.parent, "--json FILE")  # before the work, not after it
+    writable(html.parent, "--html FILE")
     writable(folder, "--pictures FOLDER")
-    data.prepare()
+    network, data = subject.network(device), subject.images()
+    evaluation = eval_saved.evaluated(asked, evaluation, data)
+    identity = subject.identity(data)
+
+    home = subject.home / "eval"
+    own = [home]
+
+    def store(plan: Plan) -> Store:
+        kept = Store(home, {**identity, "versions": circumstances(device, began)["versions"]}, plan)
+        own.append(kept.folder or home)
+        if resumed := kept.resume():
+            print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
+        return kept
+
+    with watching(evaluation.images or data.validation_size()) as watch:
+        verdicts, plan, seen = evaluation.verdicts(
+            network, data, Key(asked.seed), device, watch, store, deal(asked, subject, device)
+        )
+    report = evaluation.report(verdicts, plan, seen)
     names = data.names()
-    total = evaluation.images or data.validation_size()
-    with bars(total) as watch:
-        report = evaluation(network, data, Key(asked.seed), device, watch)
-    title = asked.model or source(asked)
-    show(title, evaluation.threat.use, evaluation.restarts, report, names)
-    notes = [f"{evaluation.attack.label} is an upper bound of robust accuracy: a stronger attack may find more"]
-    if picked(asked):
-        notes.append("this checkpoint was picked as the run's best on these images, which flatters it a little")
+    show(subject.title, report, names)
+    notes = said(subject, evaluation, plan)
     for note in notes:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw(asked.seed, network, data, evaluation, report, title, folder, device)
+    shown = exhibits(network, verdicts, plan)
+    eval_saved.written(asked, subject, evaluation, verdicts, plan)
+    pictures = write(draw(report, shown, names, subject.title), folder)
     tree = {
-        "model": title,
-        "weights": source(asked),
-        "data": shards(data) | {"images": report.images},
+        "command": shlex.join(["python", "-m", "tools.eval", *words]),
+        "model": subject.title,
+        "weights": subject.source,
+        "identity": identity,
+        "images": report.images,
         "evaluation": tree_of(evaluation),
         "seed": asked.seed,
         **report.tree(names),
         "notes": notes,
         "pictures": [str(path) for path in pictures],
+        "verdicts": target.with_suffix(".verdicts.safetensors").name,
         **circumstances(device, began),
     }
     target.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"report: {target}")
+    keep(verdicts, plan, target.parent / str(tree["verdicts"]))
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(page(tree, shown), encoding="utf-8")
+    for path in pictures:
+        print(f"picture: {path}")
+    print(f"report: {target}\npage: {html}")
+    if asked.wandb != "off":
+        tracking = Tracking() if subject.run is None else subject.run.records
+        mirror(tree, pictures, html, own[-1], replace(tracking, wandb=asked.wandb))
 
 
 def device_of(asked: argparse.Namespace) -> str:
@@ -152,139 +238,70 @@ def device_of(asked: argparse.Namespace) -> str:
     return device
 
 
-def subject(asked: argparse.Namespace, device: str) -> tuple[Network, Dataset, PGDEvaluation]:
-    """The network, its images, and the evaluation with the threat model that is asked for, or else the run's."""
-    from robust_train.data.shards import Shards
-    from robust_train.evaluate.pgd import PGDEvaluation
-    from robust_train.loading import load, of_timm, run_of, validation_of
+def subject_of(asked: argparse.Namespace) -> Subject:
+    """What is judged, and on which images."""
+    from robust_train.subject import Subject
+
+    same = ("checkpoint", "model", "weights", "classes", "size", "crop", "data", "listed")
+    return Subject(**{name: getattr(asked, name) for name in same}, averaged=not asked.raw)
+
+
+def wanted(asked: argparse.Namespace) -> tuple[Subject, Robustness]:
+    """What is judged, and how: in the threat models that are asked for, or else the run's."""
+    from robust_train.evaluate.robustness import Robustness
     from robust_train.read.parse import parse, tree_of
 
-    run = None if asked.model else run_of(asked.checkpoint)
-    threat: dict[str, Any] = {"use": asked.threat or "linf"}
-    own = None if run is None else tree_of(threat_of(run))
-    if own and asked.threat in (None, own["use"]):
-        threat = own
-    elif run is not None and asked.eps is None:
-        raise ConfigError(
-            f"{asked.checkpoint}: the run was not attacked in the threat model {threat['use']}, so it has no eps for "
-            "it. Give one, such as --eps 8/255."
-        )
-    if asked.eps is not None:
-        threat |= {"eps": asked.eps}
-    said = ("steps", "step_size", "restarts", "curve", "images", "chunk")
-    tree = {name: getattr(asked, name) for name in said}
-    evaluation = parse(PGDEvaluation, {"threat": threat, **tree}, "evaluation", "the command line")
-    data: Dataset
-    if run is None:
-        url, size = asked.data, asked.size
-        data = Shards(train=url, validation=url, classes=asked.classes, size=size, crop=asked.crop)
-        return of_timm(asked.model, device, asked.weights, asked.classes, size=size), data, evaluation
-    return load(asked.checkpoint, device, not asked.raw), validation_of(run.data, asked.data), evaluation
+    subject = subject_of(asked)
+    threat = subject.threat
+    own: dict[str, Any] = {} if threat is None else tree_of(threat)
+    uses = asked.threat or [own.get("use", "linf")]
+    threats: list[dict[str, Any]] = []
+    for use, eps in zip(uses, asked.eps or [None] * len(uses), strict=True):
+        if eps is None and own.get("use") != use:
+            raise ConfigError(
+                f"{subject.title}: the run was not attacked in the threat model {use}, so it has no eps for it. Give "
+                "one, such as --eps 8/255."
+            )
+        base = own if own.get("use") == use else {"use": use}
+        threats.append(base if eps is None else {**base, "eps": eps})
+    names = ("attack", "steps", "step_size", "restarts", "curve", "images", "chunk", "checks")
+    tree = {"threats": threats, **{name: getattr(asked, name) for name in names}}
+    return subject, parse(Robustness, tree, "evaluation", "the command line")
 
 
-def threat_of(run: Run) -> Any:
-    """The threat model that a run was judged or trained in, as it was in the last update; None where there is none."""
-    from robust_train.nouns import at
+def deal(
+    asked: argparse.Namespace, subject: Subject, device: str, work: Callable[..., Any] | None = None
+) -> Deal | None:
+    """Who does the work (None: the attacks), where it is not this process alone."""
+    if asked.devices < 1:
+        raise ConfigError(f"--devices {asked.devices}: at least one process does the work")
+    if asked.devices == 1 and asked.address is None:
+        return None
+    try:
+        from launch.deal import dealt
+    except ImportError as error:
+        raise ConfigError(f"--devices {asked.devices} needs Ray ({error}): pip install -e '.[cluster]'") from error
+    import os
 
-    attacks = (run.validate.final, run.validate.attack, getattr(run.objective, "attack", None))
-    return next((at(attack.threat, run.updates - 1, run.updates) for attack in attacks if attack is not None), None)
-
-
-def source(asked: argparse.Namespace) -> str:
-    """The file or folder that the weights came from."""
-    from robust_train import checkpoint
-
-    return str(asked.weights or checkpoint.find(asked.checkpoint))
-
-
-def picked(asked: argparse.Namespace) -> bool:
-    """Whether the weights are those that did best in the run's validation, on the very images they are judged on."""
-    from robust_train import checkpoint
-
-    if asked.checkpoint is None or asked.data is not None:
-        return False
-    folder = checkpoint.find(asked.checkpoint)
-    return checkpoint.best(folder.parent.parent) == folder
+    return dealt(
+        subject, asked.devices, device.startswith("cuda"), asked.address or os.environ.get("RAY_ADDRESS"), work
+    )
 
 
-def shards(data: Any) -> dict[str, Any]:
-    """Which files the images came from."""
-    from robust_train.data.manifest import shard_name
-
-    return {"sha256": {shard_name(url): checksum for url, checksum in data.checksums().items()}}
-
-
-@contextmanager
-def bars(total: int) -> Iterator[Callable[[str], Seen]]:
-    """A bar for each attack, with the accuracies so far, on a terminal; silent elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(file=sys.stderr)
-    so_far = TextColumn("clean {task.fields[clean]:.1%}, robust {task.fields[robust]:.1%}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), so_far)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def begin(name: str) -> Seen:
-            task = progress.add_task(name, total=total, clean=0.0, robust=0.0)
-
-            def seen(images: int, clean: int, robust: int) -> None:
-                progress.update(task, completed=images, clean=clean / images, robust=robust / images)
-
-            return seen
-
-        yield begin
-
-
-def draw(
-    seed: int,
-    network: Network,
-    data: Any,
-    evaluation: PGDEvaluation,
-    report: Report,
-    title: str,
-    folder: Path,
-    device: str,
-) -> list[Path]:
-    """The pictures: clean, adversarial and difference images; accuracy against eps."""
-    import torch
-
-    from robust_train.evaluate.accuracy import judged
-    from robust_train.keyed import Key
-    from robust_train.nouns import Place
-    from robust_train.records import pictures
-
-    attack, batch = evaluation.attack, next(data.validation_batches(Place(), 8, 8)).to(device)
-    with judged(network), torch.no_grad():
-        # the key of the figure, so that the images shown are those that were counted
-        key = Key(seed).of("figure").rows(batch.sample)
-        adversarial = attack(network, batch.images, batch.targets, key)
-        logits = network(batch.images), network(adversarial)
-    heading = f"{title}: {attack.label}, {evaluation.threat.use} eps {evaluation.eps:.4g}"
-    shown = {
-        "eval-attack.png": pictures.attack_picture(
-            batch.images, adversarial, batch.targets, *logits, data.names(), heading
-        )
-    }
-    if report.curve:
-        line = {report.curve[-1].name: [one.accuracy for one in report.curve]}
-        unit = f"eps ({evaluation.threat.use})"
-        shown["eval-curve.png"] = pictures.curve(
-            [one.eps or 0.0 for one in report.curve], line, report.images, title, unit
-        )
-    for name, png in shown.items():
-        (folder / name).write_bytes(png)
-        print(f"picture: {folder / name}")
-    return [folder / name for name in shown]
-
-
-def home(asked: argparse.Namespace) -> Path:
-    """The folder of the run that a checkpoint belongs to; for a timm model runs/NAME below the working folder."""
-    if asked.checkpoint is None:
-        return Path("runs") / asked.model
-    path = Path(asked.checkpoint)
-    path = path.parent if path.is_file() else path
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+def said(subject: Subject, evaluation: Robustness, plan: Plan) -> list[str]:
+    """What a reader must know beside the figures."""
+    notes = []
+    if not evaluation.attack.startswith("autoattack"):
+        notes.append("the figures are upper bounds of robust accuracy: --attack autoattack may find more")
+    if evaluation.attack == "cr":
+        notes.append("cr is an estimate of what AutoAttack finds, not AutoAttack")
+    if evaluation.attack == "autoattack" and plan.draws > 1:
+        notes.append("the network has randomness of its own: it was attacked by the version rand, not standard")
+    if plan.draws > 1:
+        notes.append(f"verdicts are means over {plan.draws} passes of a network that answers at random")
+    if subject.picked:
+        notes.append("this checkpoint was picked as the run's best on these images, which flatters it a little")
+    return notes
 
 
 if __name__ == "__main__":

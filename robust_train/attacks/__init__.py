@@ -1,5 +1,43 @@
 """Attacks: searches in a threat model."""
 
-from robust_train.attacks import combine, fgsm, msd, pgd
+from robust_train.attacks import (
+    apgd,
+    autoattack,
+    carlini,
+    combine,
+    cr,
+    deepfool,
+    fab,
+    fgsm,
+    hopskipjump,
+    jsma,
+    lbfgs,
+    momentum,
+    msd,
+    onepixel,
+    pgd,
+    queries,
+    square,
+    universal,
+)
 
-__all__ = ["combine", "fgsm", "msd", "pgd"]
+__all__ = [
+    "apgd",
+    "autoattack",
+    "carlini",
+    "combine",
+    "cr",
+    "deepfool",
+    "fab",
+    "fgsm",
+    "hopskipjump",
+    "jsma",
+    "lbfgs",
+    "momentum",
+    "msd",
+    "onepixel",
+    "pgd",
+    "queries",
+    "square",
+    "universal",
+]

@@ -33,6 +33,11 @@ class Indexed:
         image = None if size < 0 else os.pread(_file(self.shards[shard].tar).number, int(size), int(offset))
         return Record(shard, number, key.decode(), image, int(label))
 
+    def keys(self) -> Iterator[str]:
+        """The samples' keys, in order; images are not read."""
+        for shard in self.shards:
+            yield from (key.decode() for key in rows_of(shard.rows)["key"].tolist())
+
     def after(self, record: Record) -> Iterator[Record]:
         """The other samples of a record's shard, from the next one on, round to the one before it."""
         samples = self.shards[record.shard].samples

@@ -90,6 +90,7 @@ class Decoder:
     crop: float
     classes: int
     stand_ins: dict[int, Record] = field(default_factory=dict, compare=False)  # found before; a copy finds the same
+    bilinear: bool = False  # resizing for evaluation, else bicubic
 
     def __getitem__(self, task: Task) -> Decoded | Refusal:
         """A task done. A refusal is handed over, not raised: a worker's exceptions arrive as text with tracebacks."""
@@ -132,7 +133,7 @@ class Decoder:
     def finished(self, image: Image, seed: int) -> Tensor:
         """uint8 [C, size, size]: augmented under the seed, or as evaluation sees it."""
         if self.augment is None:
-            return pixels(fit(image, self.size, self.crop))
+            return pixels(fit(image, self.size, self.crop, self.bilinear))
         seed_generators(seed)
         return built(self.augment, self.size, self.channels, self.crop)(image)
 

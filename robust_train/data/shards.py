@@ -41,12 +41,14 @@ class Shards(Dataset):
     channels: Literal[1, 3] = 3  # 3: colour; 1: grey
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
     crop: float = 0.875  # share of the short side that evaluation cuts out; images of side `size` stay as they are
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # evaluation's resizing; the model's own, as timm says it
     reader: Literal["indexed", "streams"] = "indexed"  # indexed: by offset, from disk; streams: in order, from far away
     streams: int = 8  # streams reader: equal parts read side by side; every world size that divides it fits
     window: int = 1024  # streams reader: samples that each stream holds and shuffles at a time
     workers: int = 0  # processes a rank that decode; 0: the training process itself
     cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
     missing: int = 0  # broken samples that are allowed before the run stops
+    listed: str | None = None  # file of image names, one a line, such as RobustBench's: evaluation takes those alone
 
     def __post_init__(self) -> None:
         for name in ("classes", "size", "streams", "window"):
@@ -80,7 +82,7 @@ class Shards(Dataset):
 
     def validation_size(self) -> int:
         """Validation samples, broken ones included; 0 where no validation shards are named."""
-        return len(self._validation)
+        return len(self._validation) if self.listed is None else len(self._chosen)
 
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name: which data a checkpoint was trained on."""
@@ -124,10 +126,12 @@ class Shards(Dataset):
         Chunk i of the first `limit` images goes to rank i mod world; the last one may be smaller. `position` counts
         through the validation set.
         """
-        images = len(self._validation) if limit is None else min(limit, len(self._validation))
+        total = self.validation_size()
+        images = total if limit is None else min(limit, total)
         starts = range(place.rank * chunk, images, place.world * chunk)
         chunks = (np.arange(first, min(first + chunk, images)) for first in starts)
-        return self._decoded(self._validation, None, (Task(ids, ids, 0) for ids in chunks), place)
+        tasks = (Task(ids, ids if self.listed is None else self._chosen[ids], 0) for ids in chunks)
+        return self._decoded(self._validation, None, tasks, place)
 
     # -- what it is made of -----------------------------------------------------------------------
 
@@ -140,6 +144,24 @@ class Shards(Dataset):
     @cached_property
     def _validation(self) -> Indexed:
         return Indexed(()) if self.validation is None else self._indexed(self.validation)
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """The validation samples that `listed` names, in its order. Raises DataError for names that are not there."""
+        path = Path(str(self.listed)).expanduser()
+        if not path.is_file():
+            raise DataError(f"the list of images {path} does not exist: name a file with an image's name a line")
+        source = self._validation
+        numbers = {Path(key).name: sample for sample, key in enumerate(source.keys())}
+        names = [Path(line.strip()).stem for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        absent = [name for name in names if name not in numbers]
+        if absent or not names:
+            raise DataError(
+                f"{path} lists {len(names):,} images, and {len(absent):,} of them are not in {self.validation}"
+                + (f", {absent[0]!r} first" if absent else "")
+                + ": name the shards of the whole validation set, whose keys are the files' names."
+            )
+        return np.array([numbers[name] for name in names])
 
     def _indexed(self, urls: str | tuple[str, ...]) -> Indexed:
         cache = Path(self.cache).expanduser()
@@ -157,7 +179,8 @@ class Shards(Dataset):
         tasks: Generator[Task, None, None],
         place: Place,
     ) -> Iterator[Batch]:
-        decoder = Decoder(source, augment, self.size, self.channels, self.crop, self.classes)
+        bilinear = self.interpolation == "bilinear"
+        decoder = Decoder(source, augment, self.size, self.channels, self.crop, self.classes, bilinear=bilinear)
         names = tuple(shard.name for shard in source.shards)
         return batches(decoder, tasks, place, self.workers, names, self._allowance(source))
 

@@ -91,7 +91,7 @@ class ClassFolders(Source):
     @cached_property
     def _files(self) -> list[tuple[Path, int]]:
         folders = [(Path(self.place) / name, label) for label, name in enumerate(self.classes)]
-        return [(path, label) for folder, label in folders for path in _images(folder)]
+        return [(path, label) for folder, label in folders for path in image_files(folder)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FlatValidation(Source):
 
     @cached_property
     def _paths(self) -> list[Path]:
-        return _images(Path(self.place))
+        return image_files(Path(self.place))
 
     @cached_property
     def _labels(self) -> dict[str, int]:
@@ -279,7 +279,7 @@ def _from_the_kit(path: Path, said: Sequence[str]) -> list[str]:
     return list(said)
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Image files below a folder, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILES and not path.name.startswith("."))
 

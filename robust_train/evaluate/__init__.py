@@ -1,5 +1,5 @@
 """Evaluators: a network and data to a report."""
 
-from robust_train.evaluate import pgd
+from robust_train.evaluate import robustness
 
-__all__ = ["pgd"]
+__all__ = ["robustness"]

@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from robust_train.evaluate.accuracy import verdicts
-from robust_train.keyed import Key
-from robust_train.nouns import Attack, Batch
-
-Seen = Callable[[int, int, int], None]
-"""Told after each chunk what stands so far: images, right when clean, right when attacked."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +16,12 @@ class Figure:
     """One accuracy, and all that is needed to obtain it again."""
 
     name: str  # "clean", or the attack's own name: "pgd20"
-    right: int  # images that were right, and stayed so
+    right: float  # images that were right, and stayed so; of a network with randomness of its own the mean of passes
     images: int  # images that were judged
     eps: float | None = None  # radius, in the threat model's unit; None for clean images
     attack: dict[str, Any] = field(default_factory=dict)  # the attack as YAML says it
+    threat: str = ""  # the threat model's tag, "linf"; "union" over several; none for clean images
+    part: bool = False  # one attack of several in a row, after those before it: not the whole
 
     @property
     def accuracy(self) -> float:
@@ -44,6 +37,8 @@ class Figure:
         """For JSON."""
         return {
             "name": self.name,
+            "threat": self.threat,
+            "part": self.part,
             "accuracy": self.accuracy,
             "interval95": list(self.interval),
             "right": self.right,
@@ -54,82 +49,73 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The verdicts of one attack on some images, in the order of the data set. No attack: clean ones."""
+class Flag:
+    """One thing that could fool an evaluation: looked for, and seen or not."""
 
-    sample: Tensor  # [N] identities
-    targets: Tensor  # [N] labels
-    clean: Tensor  # [N] bool
-    robust: Tensor  # [N] bool; equal to `clean` where there is no attack
+    name: str  # "zero gradients"
+    raised: bool | None  # None: not looked for, `says` why
+    says: str  # what was seen, and what to do about it
+    value: float | None = None  # what was measured
+    limit: float | None = None  # and from where on it raises the flag
 
-    def per_class(self, classes: int) -> list[tuple[int, int, int]]:
-        """(images, right when clean, right when attacked) of each class."""
-        columns = (self.targets, self.targets[self.clean], self.targets[self.robust])
-        counts = (torch.bincount(labels, minlength=classes).tolist() for labels in columns)
-        return list(zip(*counts, strict=True))
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "raised": self.raised, "says": self.says, "value": self.value, "limit": self.limit}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How accuracy falls with an attack's steps (of Square: queries)."""
+
+    attack: str  # the attack's label
+    threat: str  # the threat model's tag
+    steps: tuple[int, ...]
+    accuracy: tuple[float, ...]  # over all images, after so many steps
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "attack": self.attack,
+            "threat": self.threat,
+            "steps": list(self.steps),
+            "accuracy": list(self.accuracy),
+        }
 
 
 @dataclass(frozen=True)
 class Report:
     """What an evaluation found. Nothing in it is rounded."""
 
-    figures: tuple[Figure, ...]  # clean first, then the attacks
-    curve: tuple[Figure, ...]  # accuracy against eps, clean first; empty where none was asked for
-    classes: tuple[
-        tuple[int, int, int], ...
-    ]  # (images, right when clean, right under the last figure's attack) a class
-    signs: tuple[str, ...]  # of gradient masking; empty where none was seen
+    figures: tuple[Figure, ...]  # clean first, then of each threat model its attacks in their order, then the union
+    curves: tuple[tuple[Figure, ...], ...]  # of each threat model accuracy against eps, clean first; may be empty
+    budgets: tuple[Budget, ...]  # accuracy against steps, for the attacks that count them
+    columns: tuple[str, ...]  # what the classes' columns after the first are of: "clean", "linf/autoattack", ...
+    classes: tuple[tuple[float, ...], ...]  # (images, right in each column) of each class
+    flags: tuple[Flag, ...]  # everything that was looked for
 
     @property
     def images(self) -> int:
         """Images that were judged."""
         return self.figures[0].images
 
+    @property
+    def raised(self) -> tuple[Flag, ...]:
+        """The flags that are up."""
+        return tuple(flag for flag in self.flags if flag.raised)
+
     def tree(self, names: list[str]) -> dict[str, Any]:
         """For JSON; names: of the classes."""
-        clean, attacked = self.figures[0].name, self.figures[-1].name
+        heads = ("images", *(f"right/{column}" for column in self.columns))
         return {
             "figures": [figure.tree() for figure in self.figures],
-            "curve": [figure.tree() for figure in self.curve],
+            "curves": [[figure.tree() for figure in curve] for curve in self.curves],
+            "budgets": [budget.tree() for budget in self.budgets],
             "classes": [
-                {"class": name, "images": count, f"right/{clean}": right, f"right/{attacked}": held}
-                for name, (count, right, held) in zip(names, self.classes, strict=True)
+                {"class": name, **dict(zip(heads, row, strict=True))}
+                for name, row in zip(names, self.classes, strict=True)
             ],
-            "masking": list(self.signs),
+            "flags": [flag.tree() for flag in self.flags],
         }
-
-
-def judge(
-    network: Any,
-    batches: Iterable[Batch],
-    attack: Attack | None,
-    key: Key,
-    device: torch.device | str = "cpu",
-    seen: Seen | None = None,
-) -> Judged:
-    """Verdicts on every image, chunk by chunk; a function of network, chunks and key alone.
-
-    Images that stand in for broken ones are left out. Costs the attack and two forwards an image.
-    """
-    kept: list[tuple[Tensor, ...]] = []
-    totals = [0, 0, 0]
-    for batch in batches:
-        if "broken" in batch.extra:
-            batch = batch[batch.extra["broken"] == 0]
-        if not len(batch):
-            continue
-        batch = batch.to(device)
-        clean, robust, _ = verdicts(network, batch, attack, key)
-        labels = batch.targets if batch.targets.dim() == 1 else batch.targets.argmax(1)
-        columns = [tensor.cpu() for tensor in (batch.sample, labels, clean.bool(), robust.bool())]
-        kept.append(tuple(columns))
-        totals = [totals[0] + len(batch), totals[1] + int(columns[2].sum()), totals[2] + int(columns[3].sum())]
-        if seen is not None:
-            seen(totals[0], totals[1], totals[2])
-    if not kept:
-        none = torch.zeros(0, dtype=torch.int64)
-        return Judged(none, none, none.bool(), none.bool())
-    return Judged(*(torch.cat(column) for column in zip(*kept, strict=True)))
 
 
 def wilson(accuracy: float, images: int, z: float = 1.959964) -> tuple[float, float]:

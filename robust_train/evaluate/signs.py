@@ -1,51 +1,199 @@
-"""Signs that a network hides its gradient, so that an attack by gradients finds less than there is.
+"""Signs that an evaluation was fooled, read from its verdicts.
 
-After Athalye et al. 2018 (arXiv 1802.00420, section 3.1) and Carlini et al. 2019 (arXiv 1902.06705, section 4).
+After Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705, section 4), Croce and
+Hein 2020 (arXiv 2003.01690, section 6). On n images a difference counts from 0.5 % of them on, and from more than two
+images: so much is one start's luck. Where verdicts are means over D passes of a network with randomness of its own, the
+smaller of two such means lies below the first by sqrt(p (1 - p) / (pi D)) on average, though nothing was found; twice
+that is allowed for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from robust_train.evaluate.accuracy import judged
-from robust_train.evaluate.report import Figure
-from robust_train.losses import correct, cross_entropy
-from robust_train.nouns import Batch
+from robust_train.attacks.square import Square
+from robust_train.evaluate.report import Flag
+from robust_train.evaluate.trial import CLEAN, Trial
+from robust_train.evaluate.work import Plan, Verdicts
 
-FLAT = 0.05  # share of right images without any gradient that is worth a word
+MORE = 0.005  # share of the images that another attack may find in addition
+SQUARE = 0.002  # the same of Square at the end of AutoAttack: its authors' limit
 RISE = 0.01  # rise of accuracy with eps, as a share of all images, that one start's luck does not explain
+LUCK = 2  # images
+BEND = 0.05  # rise of the median margin with eps, as a share of its whole fall
 
 
-def without_gradient(network: Any, batch: Batch) -> float:
-    """Share of the right images on which the gradient of the cross-entropy is 0 in every pixel: 0 / 0 counts as 0.
+def signs(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
+    """Every flag that verdicts can raise. Costs nothing."""
+    of_threat: tuple[Callable[[Verdicts, Plan, str], Flag], ...] = (
+        square_helps,
+        more_steps_help,
+        more_starts_help,
+        noise_helps,
+        one_step_is_better,
+        above_clean,
+        curve_rises,
+        margin_rises,
+    )
+    return (*(look(verdicts, plan, tag) for tag in tags(plan) for look in of_threat), box_holds(verdicts, plan))
 
-    A network whose softmax is 1 in float32 has this without any defence: its cross-entropy is flat. Costs two forwards.
+
+def tags(plan: Plan) -> list[str]:
+    """The threat models of a plan."""
+    return list(dict.fromkeys(trial.threat for trial in plan.trials if trial.threat))
+
+
+def square_helps(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Square, which reads no gradient, fools images that the gradient attacks before it did not.
+
+    In AutoAttack: more than 0.2 % of all images, as its code has it, but against the attacks before Square alone: with
+    those after it (version plus) the code's comparison can never fire. Else a check: a short Square after the figure.
     """
-    with judged(network), torch.enable_grad():
-        images = batch.images.detach().clone().requires_grad_()
-        logits = network(images)
-        (gradient,) = torch.autograd.grad(cross_entropy(logits, batch.targets).sum(), images)
-    right = correct(logits.detach(), batch.targets).bool()
-    flat = gradient.flatten(1).abs().amax(1) == 0
-    return float((flat & right).sum()) / max(1, int(right.sum()))
-
-
-def signs(curve: Sequence[Figure], flat: float) -> tuple[str, ...]:
-    """What speaks for masking, in words. curve: by growing eps; flat: from `without_gradient`."""
-    found = []
-    if flat > FLAT:
-        found.append(
-            f"{flat:.0%} of the right images have no gradient at all, so PGD on the cross-entropy goes nowhere from "
-            "them: attack another loss"
+    name = f"{tag}: square beats gradients"
+    row = [trial for trial in plan.of("attack", tag) if isinstance(trial.attack, Square)]
+    cure = "gradients are masked: attack what hides them (BPDA, EOT), give square more queries"
+    if row and len(row[0].after) > 1:
+        before, after = _around(verdicts, row[0])
+        share = _mean(before) - _mean(after)
+        return _flag(
+            name, f"square fools {share:.2%} more of all images than the attacks before it", cure, share, SQUARE
         )
-    for near, far in pairwise(curve):
-        if far.right - near.right > RISE * far.images:
-            found.append(
-                f"accuracy rises from {near.accuracy:.1%} at eps {near.eps:.4g} to {far.accuracy:.1%} at eps "
-                f"{far.eps:.4g}: the larger ball holds the smaller, so the attack misses what is there"
-            )
-    return tuple(found)
+    return _more(verdicts, plan, tag, "square", name, "square", cure)
+
+
+def more_steps_help(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """PGD with ten times the steps fools images that the figure's attack did not."""
+    cure = "the attack has not converged: give it more steps"
+    return _more(verdicts, plan, tag, "more-steps", f"{tag}: more steps help", "ten times the steps", cure)
+
+
+def more_starts_help(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """PGD from more starts fools images that the figure's attack did not."""
+    cure = "where it starts decides: give it more restarts"
+    return _more(verdicts, plan, tag, "more-starts", f"{tag}: more restarts help", "five more starts", cure)
+
+
+def noise_helps(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Random points of the ball fool images that gradients did not."""
+    cure = "gradients point away from what is there: look at square"
+    return _more(verdicts, plan, tag, "noise", f"{tag}: noise beats gradients", "random noise", cure)
+
+
+def one_step_is_better(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Accuracy under one step of size eps is below that under the many steps of the figure's first attack."""
+    name = f"{tag}: accuracy rises with steps"
+    trial, first = _check(verdicts, plan, tag, "one-step"), plan.of("attack", tag)[0]
+    if trial is None:
+        return _unseen(name)
+    one = verdicts.columns[trial.name].right
+    many = verdicts.columns[first.name].right[: len(one)]
+    rise = _mean(many) - _mean(one)
+    says = f"accuracy is {abs(rise):.1%} {'higher' if rise > 0 else 'lower'} under many steps than under one"
+    return _flag(name, says, "the steps lead away from what one finds", rise, _limit(plan, many, MORE))
+
+
+def above_clean(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Accuracy under noise, or under a short attack by itself, above that on the same images clean.
+
+    Here all images are attacked; in figures only right ones are, so that they cannot show it.
+    """
+    name = f"{tag}: robust above clean"
+    trials = [trial for kind in ("noise-on-all", "attack-on-all") if (trial := _check(verdicts, plan, tag, kind))]
+    if not trials:
+        return _unseen(name)
+    shares = [verdicts.columns[trial.name].right for trial in trials]
+    clean = verdicts.columns[CLEAN].right[: len(shares[0])]
+    above = max(_mean(share) for share in shares) - _mean(clean)
+    says = (
+        f"noise or an attack on all images leaves accuracy {abs(above):.1%} {'above' if above > 0 else 'below'} clean"
+    )
+    return _flag(name, says, "the attack helps the network: its gradients are wrong", above, _limit(plan, clean, MORE))
+
+
+def curve_rises(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Accuracy that rises with eps: the larger ball holds the smaller, so the attack misses what is there."""
+    name, trials = f"{tag}: accuracy rises with eps", plan.of("curve", tag)
+    if not trials:
+        return Flag(name, None, "no curve was made: say --curve 4")
+    shares = [verdicts.columns[trial].right for trial in (CLEAN, *(trial.name for trial in trials))]
+    rise = max(_mean(far) - _mean(near) for near, far in pairwise(shares))
+    limit = _limit(plan, shares[0], RISE)
+    return _flag(
+        name, f"the largest rise between two radii is {rise:.1%}", "the attack misses what is there", rise, limit
+    )
+
+
+def margin_rises(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """The median margin of the attacked images rises with eps, by more than 5 % of its whole fall."""
+    name, trials = f"{tag}: margin rises with eps", plan.of("curve", tag)
+    if not trials:
+        return Flag(name, None, "no curve was made: say --curve 4")
+    attacked = ~verdicts.columns[trials[0].name].margin.isnan()
+    margins = [verdicts.columns[trial].margin[attacked] for trial in (CLEAN, *(trial.name for trial in trials))]
+    medians = [float(margin.median()) for margin in margins] if bool(attacked.any()) else [0.0, 0.0]
+    fall = max(medians[0] - min(medians), 0.01 * abs(medians[0]), 1e-30)
+    rise = max(max(0.0, far - near) for near, far in pairwise(medians)) / fall
+    says = (
+        f"the median margin falls by {fall:.3g} from clean to the worst radius; its largest rise is {rise:.0%} of that"
+    )
+    return _flag(name, says, "the attack loses its way in larger balls", rise, BEND)
+
+
+def box_holds(verdicts: Verdicts, plan: Plan) -> Flag:
+    """Images that stand though every pixel may become anything: no network can hold that."""
+    name = "unbounded attack fails"
+    trial = _check(verdicts, plan, "", "unbounded")
+    if trial is None:
+        return _unseen(name)
+    right = verdicts.columns[trial.name].right
+    says = f"accuracy is {_mean(right):.1%} where every pixel may become anything"
+    cure = "it must be 0: gradients vanish on the way, so smaller radii prove nothing either"
+    return _flag(name, says, cure, _mean(right), _limit(plan, right, RISE))
+
+
+def _more(verdicts: Verdicts, plan: Plan, tag: str, kind: str, name: str, what: str, cure: str) -> Flag:
+    """A check after the figure's attacks that fools more images than luck does."""
+    trial = _check(verdicts, plan, tag, kind)
+    if trial is None:
+        return _unseen(name)
+    before, after = _around(verdicts, trial)
+    share = _mean(before) - _mean(after)
+    says = f"{what} fools {share:.1%} more of {len(after):,} images"
+    return _flag(name, says, cure, share, _limit(plan, before, MORE))
+
+
+def _check(verdicts: Verdicts, plan: Plan, tag: str, kind: str) -> Trial | None:
+    """A check that was made."""
+    found = [trial for trial in plan.of("check", tag) if trial.name.endswith(f"/{kind}")]
+    return found[0] if found and found[0].name in verdicts.columns else None
+
+
+def _around(verdicts: Verdicts, trial: Trial) -> tuple[Tensor, Tensor]:
+    """[n] of the images that a trial was made on the shares before it and after it."""
+    right = verdicts.columns[trial.name].right
+    return torch.stack([verdicts.columns[name].right[: len(right)] for name in trial.after]).amin(0), right
+
+
+def _mean(shares: Tensor) -> float:
+    return float(shares.double().mean()) if len(shares) else 0.0
+
+
+def _limit(plan: Plan, right: Tensor, share: float) -> float:
+    """What may be luck beside the shares [n], as a share of as many images."""
+    passes = (right.double() * (1 - right.double()) / (math.pi * plan.draws)).sqrt()
+    return max(share, LUCK / max(1, len(right))) + 2 * _mean(passes)
+
+
+def _flag(name: str, says: str, cure: str, value: float, limit: float) -> Flag:
+    """Up where the value is above the limit by more than rounding; then the remedy is said."""
+    raised = value > limit + 1e-9
+    return Flag(name, raised, f"{says}: {cure}" if raised else says, value, limit)
+
+
+def _unseen(name: str) -> Flag:
+    return Flag(name, None, "the attack that looks for it was not made: say --checks 100")

@@ -1,25 +1,33 @@
-"""Pictures of a run, as PNG bytes: images, attacks on them, accuracy against eps. matplotlib without pyplot's state."""
+"""Pictures: images, attacks on them, corruptions, accuracy against eps and steps. matplotlib without pyplot.
+
+PNG bytes; charts also as SVG, where colours are the page's own (`--ink`, `--pale`, `--rule`, `--line-0`, ...).
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from robust_train.data.corruptions import NAMES, SEVERITIES, corrupt
 from robust_train.evaluate.report import wilson
+from robust_train.keyed import Key
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 10  # images in a picture of an attack
 DOTS = 130  # an inch
-RIGHT, WRONG, INK, PALE = "#1a7f37", "#c62828", "#222222", "#777777"
+RIGHT, WRONG, INK, PALE, RULE = "#1a7f37", "#c62828", "#222222", "#777777", "#dddddd"
 LINES = ("#0b6bcb", "#c62828", "#1a7f37", "#8e44ad", "#d97706", "#0e7490", "#555555")
 AMPLIFIED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+Form = Literal["png", "svg"]
 
 
 def grid(
@@ -106,34 +114,119 @@ def amplification(largest: float) -> int:
     return fits[-1] if fits and largest > 0 else 1
 
 
+def contact_sheet(
+    image: Tensor, key: Key, frost: str | Path | None = None, names: Sequence[str] = NAMES, title: str = ""
+) -> bytes:
+    """One image under each corruption (a row) at each severity (a column), itself first.
+
+    image uint8 [C, H, W], C of 1 or 3, of 224, 64 or 32 pixels. frost: the folder of the textures; without it that row
+    is left out.
+    """
+    names = [name for name in names if name != "frost" or frost is not None]
+    figure = _figure(7.0, 0.97 * len(names) + (0.6 if title else 0.3))
+    panels = figure.subplots(len(names), 1 + len(SEVERITIES), squeeze=False)
+    alone = key.rows(torch.tensor([0]))
+    for row, name in zip(panels, names, strict=True):
+        shown = [corrupt(image[None], name, severity, alone, frost)[0] for severity in SEVERITIES]
+        for panel, pixels in zip(row, _pixels(torch.stack([image, *shown])), strict=True):
+            _bare(panel)
+            _show(panel, pixels)
+        row[0].set_ylabel(name.replace("_", "\n"), fontsize=8.5, color=INK, rotation=0, ha="right", va="center")
+    for panel, heading in zip(panels[0], ("clean", *map(str, SEVERITIES)), strict=True):
+        panel.set_title(heading, fontsize=8.5, color=INK, pad=3)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return _bytes(figure)
+
+
 def curve(
     eps: Sequence[float],
     accuracies: Mapping[str, Sequence[float]],
     images: int,
     title: str = "",
     unit: str = "eps, pixels in [0, 1]",
+    form: Form = "png",
 ) -> bytes:
     """Accuracy against eps, a line for each name, with its 95 % binomial band over `images` images.
 
     eps [n] ascending, in the threat model's unit (said by `unit`); each line [n], fractions.
     """
-    figure = _figure(5.6, 3.8)
-    panel = figure.subplots()
+    figure, panel = _chart()
     for (name, line), colour in zip(accuracies.items(), _cycle(len(accuracies)), strict=True):
         if len(line) != len(eps):
             raise ValueError(f"{name}: {len(line)} accuracies for {len(eps)} eps: one for each")
         low, high = zip(*(wilson(accuracy, images) for accuracy in line), strict=True)
         panel.fill_between(eps, low, high, color=colour, alpha=0.16, linewidth=0)
         panel.plot(eps, line, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
-    panel.set(xlabel=unit, ylabel="accuracy", ylim=(-0.02, 1.02))
     panel.margins(x=0.02)
     if max(eps) <= 32 / 255 and all(abs(255 * radius - round(255 * radius)) < 1e-6 for radius in eps):
         panel.set_xticks(list(eps), [f"{255 * radius:.0f}/255" if radius else "0" for radius in eps], fontsize=9)
-    panel.grid(color="#dddddd", linewidth=0.6)
+    _finish(panel, title or f"{images:,} images, 95 % binomial bands", unit)
+    return _bytes(figure, form)
+
+
+def budget(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: str = "", form: Form = "png") -> bytes:
+    """Accuracy against an attack's steps (of Square: queries), on a logarithmic axis that begins with 0.
+
+    lines: (steps ascending, accuracies as fractions) by name. Between two of its points a line only guides the eye.
+    """
+    figure, panel = _chart()
+    for (name, (steps, accuracy)), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
+        if len(steps) != len(accuracy):
+            raise ValueError(f"{name}: {len(accuracy)} accuracies for {len(steps)} steps: one for each")
+        panel.plot(steps, accuracy, color=colour, marker="o", markersize=3.0, linewidth=1.6, label=name)
+    most = max((max(steps) for steps, _ in lines.values() if len(steps)), default=1)
+    panel.set_xscale("symlog", linthresh=1, linscale=0.4)
+    marks = [0, *(10**power for power in range(len(str(most))))]
+    panel.set_xticks(marks, [f"{mark:,}" for mark in marks], fontsize=9)
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(-0.05, max(most, 1) * 1.15)
+    _finish(panel, title, "steps (square: queries)")
+    return _bytes(figure, form)
+
+
+def heat_maps(panels: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], title: str = "") -> bytes:
+    """Square matrices of rates [n, n] side by side: rows what was made for a network, columns who it was tried on.
+
+    panels: by heading, fractions; nan, where there is nothing to take a rate of, stays white.
+    """
+    if any(len(rows) != len(names) or any(len(row) != len(names) for row in rows) for rows in panels.values()):
+        raise ValueError(f"{len(names)} names: every panel needs as many rows and columns")
+    side = 1.4 + 0.62 * len(names)
+    figure = _figure(side * len(panels) + 0.6, side + (0.3 if title else 0))
+    for place, (panel, (heading, rows)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
+    ):
+        panel.imshow([list(row) for row in rows], cmap="Blues", vmin=0, vmax=1)
+        for down, row in enumerate(rows):
+            for across, rate in enumerate(row):
+                said, ink = ("-", PALE) if math.isnan(rate) else (f"{100 * rate:.1f}", "white" if rate > 0.6 else INK)
+                panel.text(across, down, said, ha="center", va="center", fontsize=8, color=ink)
+        shown = [_name(0, [name]) for name in names]
+        panel.set_xticks(range(len(names)), shown, fontsize=8, rotation=45, ha="right")
+        panel.set_yticks(range(len(names)), shown if place == 0 else [""] * len(names), fontsize=8)
+        panel.set_title(heading, fontsize=9.5, color=INK)
+        panel.set_xlabel("tried on", fontsize=9)
+        for spine in panel.spines.values():
+            spine.set_visible(False)
+    figure.axes[0].set_ylabel("made for", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return _bytes(figure)
+
+
+def _chart() -> tuple[Figure, Any]:
+    figure = _figure(5.6, 3.8)
+    return figure, figure.subplots()
+
+
+def _finish(panel: Any, title: str, across: str) -> None:
+    """What every chart of accuracies has in common."""
+    panel.set(xlabel=across, ylabel="accuracy", ylim=(-0.02, 1.02))
+    panel.grid(color=RULE, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=9)
-    panel.set_title(title or f"{images:,} images, 95 % binomial bands", fontsize=10, color=INK)
-    return _bytes(figure)
+    panel.set_title(title, fontsize=10, color=INK)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -146,11 +239,37 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _bytes(figure: Figure) -> bytes:
-    """The PNG, without the version of what wrote it: the same picture is the same bytes."""
+def _bytes(figure: Figure, form: Form = "png") -> bytes:
+    """The file, without the version or the date of what wrote it: the same picture is the same bytes."""
+    if form == "svg":
+        return _svg(figure)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _svg(figure: Figure) -> bytes:
+    """An <svg> to stand inside a page: text is text, in the page's font; no fixed size, no background, no names."""
+    import matplotlib
+
+    figure.patch.set_visible(False)
+    for panel in figure.axes:
+        panel.patch.set_visible(False)
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "robust_train", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue().decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)  # several charts on a page would share these names
+    text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r" font-family: [^;\"]*;?", "", text)
+    named = {INK: "ink", PALE: "pale", RULE: "rule", "#000000": "ink"}
+    named |= {colour: f"line-{index}" for index, colour in enumerate(LINES)}
+    for colour, name in named.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    return text.encode()
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,43 +10,139 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from robust_train.evaluate.corruptions import Gain, Robustness
     from robust_train.evaluate.report import Report
+    from robust_train.evaluate.shifts import Shifted
+    from robust_train.evaluate.transferability import Matrix
 
 MOST = 20  # classes that are shown
 
 
-def show(title: str, threat: str, restarts: int, report: Report, names: Sequence[str]) -> None:
-    """Print a report: its figures, its curve, the weakest classes, and the signs of masking.
-
-    threat: the name of the threat model. names: of the classes.
-    """
+def show(title: str, report: Report, names: Sequence[str]) -> None:
+    """Print a report: figures, curves, the weakest classes, and the flags that are up. names: of the classes."""
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    last = report.figures[-1]
-    starts = f"{restarts} restart{'s' * (restarts > 1)}"
-    console.print(f"\n{title}: {threat} eps {last.eps:.4g}, {report.images:,} images, {starts}", markup=False)
-    figures = _table("", "accuracy", "95 % interval", "right / images")
+    console.print(f"\n{title}: {report.images:,} images", markup=False)
+    figures = _table("", "threat model", "eps", "accuracy", "95 % interval", "right / images")
     for one in report.figures:
-        figures.add_row(one.name, f"{one.accuracy:.2%}", _interval(one.interval), f"{one.right} / {one.images}")
+        name = f"  {one.name}" if one.part else one.name
+        eps = f"{one.eps:.4g}" if one.eps else ""
+        right = f"{one.right:g}" if one.right == round(one.right) else f"{one.right:.1f}"
+        figures.add_row(
+            name, one.threat, eps, f"{one.accuracy:.2%}", _interval(one.interval), f"{right} / {one.images}"
+        )
     console.print(figures)
 
-    if report.curve:
-        console.print(f"accuracy against eps ({threat}), one start each")
-        curve = _table("eps", report.curve[-1].name, "95 % interval")
-        for one in report.curve:
+    for points in report.curves:
+        console.print(f"accuracy against eps ({points[-1].threat}), one start each")
+        curve = _table("eps", points[-1].name, "95 % interval")
+        for one in points:
             curve.add_row(f"{one.eps:.4g}", f"{one.accuracy:.2%}", _interval(one.interval))
         console.print(curve)
 
-    rows = sorted((held / n, label, n, right / n) for label, (n, right, held) in enumerate(report.classes) if n)
+    rows = sorted((row[-1] / row[0], label) for label, row in enumerate(report.classes) if row[0])
     console.print(f"per class, weakest first{f' ({MOST} of {len(rows)})' if len(rows) > MOST else ''}")
-    classes = _table("class", "images", "clean", last.name)
-    for robust, label, count, clean in rows[:MOST]:
-        classes.add_row(names[label], str(count), f"{clean:.1%}", f"{robust:.1%}")
+    classes = _table("class", "images", *report.columns)
+    for _, label in rows[:MOST]:
+        count, *rights = report.classes[label]
+        classes.add_row(names[label], f"{count:g}", *(f"{right / count:.1%}" for right in rights))
     console.print(classes)
 
-    for sign in report.signs:
-        console.print(f"sign of gradient masking: {sign}", markup=False)
+    looked = [flag for flag in report.flags if flag.raised is not None]
+    for flag in report.raised:
+        console.print(f"FLAG {flag.name}: {flag.says}", markup=False)
+    console.print(f"flags: {len(report.raised)} of {len(looked)} are up", markup=False)
+
+
+def show_shifts(title: str, found: Sequence[Shifted]) -> None:
+    """Print accuracies under shift, the classes compared, and clean accuracy on the same, where known."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(f"\n{title}: under shift", markup=False)
+    table = _table("", "accuracy", "95 % interval", "images", "classes", "clean", "gap")
+    for one in found:
+        figure = one.figure
+        beside = ("", "") if one.clean is None or one.gap is None else (f"{one.clean.accuracy:.2%}", f"{one.gap:+.2%}")
+        counts = f"{figure.images:,}", f"{one.compared:,}"
+        table.add_row(figure.name, f"{figure.accuracy:.2%}", _interval(figure.interval), *counts, *beside)
+    console.print(table)
+
+
+def show_corruptions(title: str, found: Robustness, gain: Gain | None = None) -> None:
+    """Print accuracies by corruption and severity, by category, and what they come to, in percent; "-": not judged."""
+    from rich.console import Console
+
+    from robust_train.data.corruptions import CATEGORIES, SEVERITIES
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    images = max((count for _, count in (*found.counts.values(), found.clean or (0, 0))), default=0)
+    console.print(f"\n{title}: under corruptions, {images:,} images each", markup=False)
+    compared = found.mce is not None or any(found.ce(name) is not None for name in found.corruptions)
+    more = (*(("CE", "relative CE") if compared else ()), *(("gain",) if gain else ()))
+    cells = _table("accuracy, %, at severity", *map(str, SEVERITIES), "mean", *more)
+    for name in found.corruptions:
+        row = [found.figures[name, s].accuracy if (name, s) in found.figures else None for s in SEVERITIES]
+        extra = [_percent(found.ce(name)), _percent(found.relative_ce(name))] if compared else []
+        extra += [_percent(gain.corruptions.get(name), "+")] if gain else []
+        cells.add_row(name, *map(_percent, row), _percent(found.accuracy(name)), *extra)
+    if found.mean is not None:
+        extra = [_percent(found.mce), _percent(found.relative_mce)] if compared else []
+        extra += [_percent(gain.gain_of_means, "+")] if gain else []
+        cells.add_row(
+            "mean of the 15", *(_percent(found.severity(s)) for s in SEVERITIES), _percent(found.mean), *extra
+        )
+    console.print(cells)
+
+    groups = _table("category", "accuracy, %", *(("gain",) if gain else ()))
+    for name in CATEGORIES:
+        if found.category(name) is not None:
+            groups.add_row(
+                name, _percent(found.category(name)), *([_percent(gain.categories[name], "+")] if gain else [])
+            )
+    if groups.row_count:
+        console.print(groups)
+    rows = {
+        "clean": found.clean_accuracy,
+        "mean of the four categories": found.mean_of_categories,
+        "mCE": found.mce,
+        "relative mCE": found.relative_mce,
+        "mean of the gains": gain.mean_of_gains if gain else None,
+    }
+    for name, value in rows.items():
+        if value is not None:
+            console.print(f"{name}: {value:.2%}", markup=False)
+
+
+def show_transfers(matrix: Matrix) -> None:
+    """Print a matrix of transfers: of each kind the error rates, and beside them what was wrong anyway left out."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    attack = matrix.source[0].name
+    console.print(f"\n{matrix.clean[0].images:,} images; examples made by {attack}", markup=False)
+    networks = _table("network", "accuracy", f"under its {attack}", "examples that fool it")
+    for name, clean, held in zip(matrix.names, matrix.clean, matrix.source, strict=True):
+        networks.add_row(name, f"{clean.accuracy:.1%}", f"{held.accuracy:.1%}", f"{clean.right - held.right:g}")
+    console.print(networks)
+    said = {
+        "error rate over the examples that fooled the network they were made for": lambda cell: cell.error,
+        "the same over those whose clean image both are right on": lambda cell: cell.transfer,
+    }
+    for heading, rate in said.items():
+        console.print(heading)
+        table = _table("made for", "kind", "RMS", *matrix.names)
+        for kind in matrix.kinds:
+            for name, row in zip(matrix.names, matrix.rows(kind, rate), strict=True):
+                size = matrix.size(kind, name).clipped
+                shown = ("-" if math.isnan(one) else f"{one:.1%}" for one in row)
+                table.add_row(name, kind, "-" if math.isnan(size) else f"{size:.4f}", *shown)
+        console.print(table)
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{100 * value:{sign}.1f}"
 
 
 def _table(*columns: str) -> Table:

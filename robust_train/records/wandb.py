@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Session:
         config: Mapping[str, Any],
         tracking: Tracking,
         mode: Literal["online", "offline"],
+        kind: str | None = None,
     ) -> None:
         import wandb
 
@@ -62,6 +63,7 @@ class Session:
             name=name,
             id=identity,
             tags=list(tracking.tags),
+            job_type=kind,
             dir=str(folder),
             mode=mode,
             resume="allow" if mode == "online" else None,
@@ -79,6 +81,17 @@ class Session:
         """A PNG, under `pictures/NAME`."""
         self._run.log({"update": update, f"pictures/{name}": self._wandb.Image(str(path))})
 
+    def line(self, name: str, across: str, points: Sequence[tuple[float, float]]) -> None:
+        """A chart of (across, value) beside those of updates."""
+        self._run.define_metric(across)
+        self._run.define_metric(name, step_metric=across)
+        for at, value in points:
+            self._run.log({across: at, name: value})
+
+    def page(self, name: str, path: Path) -> None:
+        """An HTML page as it is: nothing is added to it that would be asked of the network."""
+        self._run.log({name: self._wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Figures of the run's summary."""
         self._run.summary.update(dict(values))
@@ -92,7 +105,8 @@ class Tracker:
     """A `Session` on a thread of its own, behind a queue: calls return at once and never raise.
 
     The first failure is said in one line and ends the tracking; so do `WAITING` calls that wait for a W&B that hangs.
-    config: the run as YAML, asked for only where W&B is used.
+    config: the run as YAML, asked for only where W&B is used. kind: what W&B calls the job's type. otherwise: what is
+    said of where everything is, should W&B fail.
     """
 
     def __init__(
@@ -102,8 +116,11 @@ class Tracker:
         config: Callable[[], str],
         tracking: Tracking,
         say: Callable[[str], None],
+        kind: str | None = None,
+        otherwise: str = ON_DISK,
     ) -> None:
         self.folder, self.name, self.config, self.tracking, self.say = folder, name, config, tracking, say
+        self.kind, self.otherwise = kind, otherwise
         self._calls: queue.Queue[Callable[[Session], None] | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._failed = False  # W&B has
@@ -133,6 +150,14 @@ class Tracker:
         kept = dict(values)
         self._ask(lambda session: session.summary(kept))
 
+    def line(self, name: str, across: str, points: Sequence[tuple[float, float]]) -> None:
+        """A chart with an axis of its own."""
+        self._ask(lambda session: session.line(name, across, points))
+
+    def page(self, name: str, path: Path) -> None:
+        """An HTML page that lies at `path`."""
+        self._ask(lambda session: session.page(name, path))
+
     def close(self, failed: bool) -> None:
         """Hand over what waits, for at most as long as a start and a finish may take."""
         thread, self._thread = self._thread, None
@@ -159,7 +184,8 @@ class Tracker:
     def _work(self, mode: Literal["online", "offline"]) -> None:
         try:
             config = yaml.read(self.config())
-            session = Session(self.folder, self.name, identity(self.folder, self.name), config, self.tracking, mode)
+            own = identity(self.folder, self.name)
+            session = Session(self.folder, self.name, own, config, self.tracking, mode, self.kind)
             while (call := self._calls.get()) is not None:
                 call(session)
             session.finish(self._ending)
@@ -170,7 +196,7 @@ class Tracker:
         with self._lock:
             first, self._failed = not self._failed, True
         if first:
-            self.say(f"W&B: {' '.join(what.split())}. The run goes on without it; {ON_DISK}")
+            self.say(f"W&B: {' '.join(what.split())}. The run goes on without it; {self.otherwise}")
 
 
 def chosen(wish: str) -> tuple[Literal["online", "offline", "off"], str]:

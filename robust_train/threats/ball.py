@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
@@ -23,6 +23,14 @@ class Ball(Threat, ABC):
 
     def apply(self, images: Tensor, z: Tensor) -> Tensor:
         return (images + z).clamp(0, 1)
+
+    @abstractmethod
+    def project(self, images: Tensor, z: Tensor) -> Tensor:
+        """The perturbation brought into ball and box."""
+
+    @abstractmethod
+    def unit(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of length 1 in the ball's norm: sign g, g / ||g||_2, or the largest entry's sign."""
 
 
 def boxed(images: Tensor, z: Tensor) -> Tensor:

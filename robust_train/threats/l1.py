@@ -56,7 +56,15 @@ class L1(Ball):
         chosen = ((g.abs() >= least) & (g != 0)) | g.isnan()
         sign = torch.where(g.isnan(), g, g.sign())  # torch.sign(NaN) is 0: it would hide the fault
         direction = torch.where(chosen, sign, 0) / chosen.sum(1, keepdim=True).clamp(min=1)
-        return project_l1_box(z + size * direction.view_as(z), images, number(self.eps))
+        return self.project(images, z + size * direction.view_as(z))
+
+    def project(self, images: Tensor, z: Tensor) -> Tensor:
+        return project_l1_box(z, images, number(self.eps))
+
+    def unit(self, gradient: Tensor) -> Tensor:
+        size, largest = gradient.flatten(1).abs().max(1, keepdim=True)
+        sign = gradient.flatten(1).gather(1, largest).sign().masked_fill(size == 0, 0)
+        return gradient.new_zeros(gradient.shape).flatten(1).scatter_(1, largest, sign).view_as(gradient)
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).abs().sum(1)

@@ -37,11 +37,15 @@ class L2(Ball):
         return boxed(images, _scaled(direction, radius / _norm(direction)))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
-        gradient = gradient.to(z.dtype)
+        return self.project(images, z + size * self.unit(gradient.to(z.dtype)))
+
+    def project(self, images: Tensor, z: Tensor) -> Tensor:
+        return boxed(images, _scaled(z, (number(self.eps) / _norm(z)).clamp(max=1)))
+
+    def unit(self, gradient: Tensor) -> Tensor:
         # by the largest entry first: squares of a confident network's gradients underflow in float32
-        unit = _scaled(gradient, 1 / _nonzero(gradient.flatten(1).abs().amax(1, keepdim=True)))
-        moved = z + size * _scaled(unit, 1 / _norm(unit))
-        return boxed(images, _scaled(moved, (number(self.eps) / _norm(moved)).clamp(max=1)))
+        even = _scaled(gradient, 1 / _nonzero(gradient.flatten(1).abs().amax(1, keepdim=True)))
+        return _scaled(even, 1 / _norm(even))
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).norm(dim=1)

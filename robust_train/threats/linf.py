@@ -11,7 +11,7 @@ from robust_train.kernels.linf_step import linf_step
 from robust_train.keyed import Key
 from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
-from robust_train.threats.ball import Ball
+from robust_train.threats.ball import Ball, boxed
 
 
 @threats.register("linf")
@@ -38,6 +38,13 @@ class Linf(Ball):
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
         return linf_step(images, z, gradient, size, number(self.eps))
+
+    def project(self, images: Tensor, z: Tensor) -> Tensor:
+        eps = number(self.eps)
+        return boxed(images, z.clamp(-eps, eps))
+
+    def unit(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).abs().amax(1)

@@ -14,10 +14,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import robust_train.attacks  # noqa: F401  # fills the registry
+from robust_train.attacks.apgd import APGD
+from robust_train.attacks.autoattack import AutoAttack
+from robust_train.attacks.carlini import CarliniWagner, ElasticNet
 from robust_train.attacks.combine import Restarts, WorstOf
+from robust_train.attacks.cr import CR
+from robust_train.attacks.deepfool import DeepFool
+from robust_train.attacks.fab import FAB
 from robust_train.attacks.fgsm import FGSM, FGSMRS, NFGSM
+from robust_train.attacks.hopskipjump import HopSkipJump
+from robust_train.attacks.jsma import JSMA
+from robust_train.attacks.lbfgs import LBFGS
+from robust_train.attacks.momentum import BIM, MIFGSM
 from robust_train.attacks.msd import MSD
+from robust_train.attacks.onepixel import OnePixel
 from robust_train.attacks.pgd import PGD
+from robust_train.attacks.queries import NES, SPSA
+from robust_train.attacks.square import Square
+from robust_train.attacks.universal import UAP
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Threat
@@ -25,6 +39,7 @@ from robust_train.read.registry import attacks
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.threats.pixels import L0
 from robust_train.threats.pyramid import Pyramid
 
 BALLS, SIZES = (Linf(0.1), L2(0.5), L1(1.5, top=4)), (0.05, 0.3, 1.0)
@@ -42,8 +57,46 @@ EXAMPLES: dict[str, list[Attack]] = {
     "n-fgsm": [NFGSM(Linf(0.05)), NFGSM(Linf(0.05), 1.0, norm="group", drops="frozen")],
     "restarts": [Restarts(PGD(Linf(0.1), 1, 0.1), 3), Restarts(PGD(PYRAMID, 1, 0.02), 1)],
     "worst-of": [WorstOf((PGD(Linf(0.1), 1, 0.1), FGSM(L2(0.5)))), WorstOf((FGSM(L1(1.5)),), by="loss")],
+    "cr": [CR(Linf(0.1), rounds=2, steps=40), CR(Linf(0.02), classes=1, rounds=2, steps=30)],
+    "deepfool": [DeepFool(L2(0.5), 2), DeepFool(Linf(0.1), 2, candidates=2)],
+    "carlini-wagner": [CarliniWagner(L2(0.5), 3, 2, first=1.0), CarliniWagner(L2(0.5), 3, 2, targeted=True)],
+    "ead": [ElasticNet(L1(1.5), 3, 2, first=1.0), ElasticNet(L2(0.5), 3, 2, abort=False, rule="L1")],
+    "lbfgs": [LBFGS(L2(0.5), 3, 1), LBFGS(L2(0.5), 3, 0, targets=2)],
+    "apgd": [
+        *(APGD(ball, 3, keep="best") for ball in BALLS),
+        APGD(Linf(0.1), 3, "dlr", keep="best", start="zero", eot=2, norm="group", drops="redrawn"),
+        *(APGD(ball, 4, restarts=2, compact=2) for ball in BALLS),
+    ],
+    "autoattack": [AutoAttack(Linf(0.1), "custom", (FGSM(Linf(0.1)), PGD(Linf(0.1), 2, 0.05)))],
+    "fab": [FAB(Linf(0.1), 3, 2, compact=2), FAB(L2(0.3), 3, 0, 2), FAB(L1(1.5), 3, 2)],
+    "bim": [BIM(Linf(0.1), 2, 0.05), BIM(L2(0.5), 2, 0.3, norm="group", drops="frozen")],
+    "mi-fgsm": [MIFGSM(Linf(0.1), 3, 0.05), MIFGSM(PYRAMID, 2, 0.01, 0.5, True, 2, "group", "redrawn")],
+    "jsma": [JSMA(L0(6), 3), JSMA(L0(5), 4, -0.3, 1, "random")],
+    "uap": [UAP(Linf(0.1), passes=1, steps=2, group=4), UAP(L2(0.5), passes=2, steps=2, fooling=1.0, group=2)],
+    "square": [Square(ball, 25, compact=6) for ball in BALLS] + [Square(Linf(0.1), 3, drops="redrawn")],
+    "nes": [NES(ball, 3, size, samples=4, compact=1) for ball, size in zip(BALLS, SIZES, strict=True)],
+    "spsa": [SPSA(Linf(0.1), 3, samples=4, compact=2, drops="frozen"), SPSA(L2(0.5), 2, samples=4)],
+    "one-pixel": [OnePixel(L0(1), 4, 3), OnePixel(L0(3), 5, 2, drops="redrawn")],
+    "hopskipjump": [HopSkipJump(L2(0.5), 2, 10), HopSkipJump(Linf(0.1), 2, 10, tries=5)],
     "msd": [MSD(BALLS, 2, SIZES), MSD(BALLS[:1], 2, SIZES[:1], norm="group", drops="redrawn")],
 }
+SET_ASIDE = {
+    "apgd",
+    "autoattack",
+    "carlini-wagner",
+    "cr",
+    "deepfool",
+    "ead",
+    "fab",
+    "hopskipjump",
+    "jsma",
+    "lbfgs",
+    "nes",
+    "one-pixel",
+    "spsa",
+    "square",
+    "uap",
+}  # these spend nothing more on images that have fallen
 ATTACKS = [attack for name in attacks for attack in EXAMPLES.get(name, [])]
 every = pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 KEY = Key(1).rows(torch.arange(8))
@@ -163,7 +216,7 @@ def test_an_attack_restores_the_network_when_it_fails(attack):
 
     before = everything(network)
     if attack.cost():
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises((RuntimeError, ValueError), match=r"on purpose|raises no loss"):
             attack(network, images, targets, KEY, failing)
     after = everything(network)
     assert all(after[name] == before[name] for name in ("grad", "trains", "modes", "norms", "masks"))
@@ -194,7 +247,10 @@ def test_the_key_alone_decides(attack):
 
 @every
 def test_an_attack_costs_what_it_says_and_no_weight_gradient(attack):
-    """Matrix products alone: a forward is one unit, the gradient of the images one more."""
+    """Matrix products alone: a forward is one unit, the gradient of the images one more.
+
+    Where images that have fallen are set aside, it is the most that it costs.
+    """
     network = network_of(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 3))
     images, targets = some_images()
     with counting() as forward, torch.no_grad():
@@ -202,7 +258,8 @@ def test_an_attack_costs_what_it_says_and_no_weight_gradient(attack):
     network.train()
     with counting() as flops:
         attack(network, images, targets, KEY)
-    assert sum(flops) / sum(forward) == attack.cost()
+    spent = sum(flops) / sum(forward)
+    assert 0 < spent <= attack.cost() if attack.use in SET_ASIDE else spent == attack.cost()
 
 
 @every

@@ -13,12 +13,14 @@ from robust_train.read.registry import threats
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.threats.pixels import L0
 from robust_train.threats.pyramid import Pyramid
 
 EXAMPLES: dict[str, list[Threat]] = {
     "linf": [Linf(0.1)],
     "l2": [L2(0.5)],
     "l1": [L1(1.5), L1(1.5, top=6)],
+    "l0": [L0(5)],
     "pyramid": [Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0), clips) for clips in ("each", "sum")],
 }
 THREATS = [threat for name in threats for threat in EXAMPLES.get(name, [])]

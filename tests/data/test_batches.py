@@ -20,7 +20,7 @@ from robust_train.data.augment import CropFlip
 from robust_train.data.order import stream_order, window_order
 from robust_train.data.streams import ahead
 from robust_train.nouns import Batch, Place
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, DataError
 
 
 def shards(urls, cache, **fields) -> Shards:
@@ -168,6 +168,25 @@ def test_validation_chunks_are_dealt_to_ranks_whole(write_shards, tmp_path):
         assert [chunks[i] for i in sorted(chunks)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14]]
     assert data.validation_size() == 17
     assert sum(len(batch) for batch in data.validation_batches(Place(), 4)) == 17
+
+
+def test_evaluation_takes_the_listed_images_alone_in_the_lists_order(write_shards, tmp_path):
+    """As RobustBench lists ImageNet's 5,000: folders and endings do not matter, and every name must be there."""
+    urls = write_shards(tmp_path, [9, 8])
+    listing = tmp_path / "images.txt"
+    listing.write_text("val/s00011.JPEG\n\nval/s00002.JPEG\ns00016\n")
+    data = shards(urls, tmp_path / "c", validation=tuple(urls), listed=str(listing))
+    assert data.validation_size() == 3
+    (batch,) = data.validation_batches(Place(), 8)
+    assert number_of(batch.images) == batch.sample.tolist() == [11, 2, 16]
+    assert batch.position.tolist() == [0, 1, 2]
+    (second,) = data.validation_batches(Place(1, 2), 2)
+    assert second.sample.tolist() == [16]
+    listing.write_text("s00002\ns00099\n")
+    with pytest.raises(DataError, match=r"lists 2 images, and 1 of them are not in .*'s00099' first"):
+        shards(urls, tmp_path / "c", validation=tuple(urls), listed=str(listing)).validation_size()
+    with pytest.raises(DataError, match="does not exist: name a file"):
+        shards(urls, tmp_path / "c", validation=tuple(urls), listed="/nowhere.txt").validation_size()
 
 
 def test_a_data_set_without_validation_has_no_validation_batches(write_shards, tmp_path):

@@ -43,7 +43,7 @@ class Middling:
 
     def __init__(self, number: int = 203, broken: tuple[int, ...] = ()) -> None:
         generator = torch.Generator().manual_seed(2)
-        along = Linear().weight.sign().view(3, SIDE, SIDE)
+        along = Linear().weight.detach().sign().view(3, SIDE, SIDE)
         far = 0.2 * torch.rand(number, 1, 1, 1, generator=generator)  # radii spread over 0 to 0.2
         side = (torch.arange(number) % 2 * 2 - 1).view(-1, 1, 1, 1)
         self.images = 0.5 + side * far * along + 0.02 * (torch.rand(number, 3, SIDE, SIDE, generator=generator) - 0.5)

@@ -6,9 +6,15 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from robust_train.evaluate.report import Figure, Judged, judge, wilson
+from robust_train.evaluate.report import Figure, wilson
+from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.trial import CLEAN
+from robust_train.evaluate.work import Verdicts
 from robust_train.keyed import Key
+from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
+
+CLEAN_ALONE = {"threats": (Linf(0.0),), "steps": 1, "restarts": 1, "curve": 0, "checks": 0}
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 1), (1, 1), (0, 40), (3, 40), (200, 400), (9_999, 10_000)])
@@ -23,29 +29,35 @@ def test_no_images_have_no_interval():
         wilson(0.5, 0)
 
 
-def test_the_table_of_classes_counts_images_right_ones_and_robust_ones():
-    judged = Judged(
-        sample=torch.arange(6),
-        targets=torch.tensor([0, 0, 2, 2, 2, 0]),
-        clean=torch.tensor([True, False, True, True, False, True]),
-        robust=torch.tensor([True, False, False, True, False, False]),
-    )
-    assert judged.per_class(4) == [(3, 2, 1), (0, 0, 0), (3, 2, 1), (0, 0, 0)]
+def test_the_table_of_classes_counts_images_and_the_right_ones_of_each_column():
+    verdicts = Verdicts(torch.arange(6), torch.tensor([0, 0, 2, 2, 2, 0]), {}, {})
+    clean = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    robust = torch.tensor([1.0, 0.0, 0.0, 0.5, 0.0, 0.0])
+    table = verdicts.per_class([clean, robust], 4)
+    assert table == ((3, 2, 1), (0, 0, 0), (3, 2, 0.5), (0, 0, 0))
 
 
 def test_clean_accuracy_of_a_linear_classifier_is_the_share_of_labels_that_agree_with_it():
     data, network = Middling(), Linear()
-    judged = judge(network, data.validation_batches(None, 50), None, Key(0))
+    verdicts, _, _ = Robustness(**CLEAN_ALONE, chunk=50).verdicts(network, data, Key(0))
     agrees = (network.score(data.images) > 0).long() == data.targets
-    assert torch.equal(judged.clean, agrees)
-    assert torch.equal(judged.robust, agrees)
-    assert judged.sample.tolist() == list(range(len(data.images)))
+    assert torch.equal(verdicts.columns[CLEAN].right.bool(), agrees)
+    assert verdicts.sample.tolist() == list(range(len(data.images)))
+    report = Robustness(**CLEAN_ALONE)(network, data, Key(0))
+    assert (report.figures[0].name, report.figures[0].right) == ("clean", int(agrees.sum()))
 
 
-def test_images_that_stand_in_for_broken_ones_are_not_counted_twice():
+def test_images_that_stand_in_for_broken_ones_are_not_counted():
     data = Middling(20, broken=(3, 17))
     told = []
-    judged = judge(Linear(), data.validation_batches(None, 8), None, Key(0), seen=lambda *counts: told.append(counts))
-    assert judged.sample.tolist() == [n for n in range(20) if n not in (3, 17)]
-    assert [count for count, _, _ in told] == [7, 15, 18]
-    assert told[-1] == (18, int(judged.clean.sum()), int(judged.robust.sum()))
+
+    def watch(at, found, plan, store):
+        if at[1] == CLEAN:
+            told.append(len(found.sample))
+
+    report = Robustness(**CLEAN_ALONE, chunk=8)(Linear(), data, Key(0), watch=watch)
+    whole = [n for n in range(20) if n not in (3, 17)]
+    agrees = (Linear().score(data.images) > 0).long() == data.targets
+    assert told == [7, 8, 3]
+    assert (report.images, report.figures[0].right) == (18, int(agrees[whole].sum()))
+    assert sum(row[0] for row in report.classes) == 18

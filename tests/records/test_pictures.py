@@ -11,6 +11,7 @@ from PIL import Image
 from recorded_run import QUIET, Toy
 from scipy.stats import norm
 
+from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.records import Records, Tracking
 from robust_train.records import pictures as p
@@ -110,6 +111,16 @@ def test_the_band_is_wilsons_interval():
     assert p.wilson(1.0, 50) == pytest.approx((1 - high, 1.0))
 
 
+def test_a_contact_sheet_shows_the_image_and_what_becomes_of_it():
+    """A grey of level 100 brightened at 32 pixels: its levels, and no others, fill the panels of the row."""
+    image = torch.full((3, 32, 32), 100, dtype=torch.uint8)
+    sheet = opened(p.contact_sheet(image, Key(0), names=("brightness", "frost")))
+    shown, counts = np.unique(sheet.reshape(-1, 3), axis=0, return_counts=True)
+    panels = {tuple(colour) for colour, count in zip(shown.tolist(), counts, strict=True) if count > 2000}
+    assert panels == {(255,) * 3} | {(level,) * 3 for level in (100, 112, 125, 138, 151, 176)}
+    assert len(p.contact_sheet(image, Key(0), names=("fog", "snow"), title="32 pixels")) > len(sheet) > 0
+
+
 def test_a_curve_needs_an_accuracy_for_each_eps():
     eps = [0.0, 2 / 255, 8 / 255]
     assert opened(p.curve(eps, {"madry": [0.8, 0.6, 0.3], "plain": [0.9, 0.1, 0.0]}, images=500)).std() > 0
@@ -143,3 +154,10 @@ def test_pictures_can_be_left_out(tmp_path):
         assert records.picture(0, "attack", torch.zeros(1, 4, 4)) is None
     assert not (tmp_path / "pictures").exists()
     assert QUIET.pictures
+
+
+def test_a_heat_map_shows_square_matrices_and_rates_of_nothing():
+    png = p.heat_maps({"found": [[1.0, 0.2], [float("nan"), 1.0]]}, ["a", "b"], "title")
+    assert png.startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="2 names: every panel needs as many rows and columns"):
+        p.heat_maps({"found": [[1.0, 0.2]]}, ["a", "b"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.machinery
-import json
-import struct
 import sys
 import threading
 import time
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from offline_run import whole
 from recorded_run import Toy, metrics
 
 from robust_train.nouns import Place
@@ -22,7 +21,6 @@ from robust_train.records import Records, Tracking, jsonl
 from robust_train.records import wandb as ours
 from tools.wandb_replay import main, replay
 
-BLOCK = 32768  # of LevelDB's log format, in which an offline run is written
 NO_KEY = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
 
 
@@ -231,64 +229,3 @@ def test_an_offline_run_holds_config_history_summary_and_picture(tmp_path):
     assert again.config == told.config
     assert again.metrics() == told.metrics()
     assert again.summary["images"] == 360
-
-
-class Told:
-    """What an offline run's file says."""
-
-    def __init__(self, path: Path) -> None:
-        from wandb.proto import wandb_internal_pb2
-
-        self.config: dict[str, Any] = {}
-        self.history: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
-        self.exit_code: int | None = None
-        for raw in frames(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(raw)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                self.identity = record.run.run_id
-                self.config |= values(record.run.config.update)
-            elif kind == "history":
-                self.history.append(values(record.history.item))
-            elif kind == "summary":
-                self.summary |= values(record.summary.update)
-            elif kind == "exit":
-                self.exit_code = record.exit.exit_code
-        self.config.pop("_wandb", None)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics, without W&B's own entries."""
-        rows = [{key: value for key, value in row.items() if not key.startswith("_")} for row in self.history]
-        return [row for row in rows if "time/run" not in row and not any(key.startswith("pictures") for key in row)]
-
-
-def whole(path: Path, patience: float = 60.0) -> Told:
-    """What the file says at its end: W&B's own process writes it, and may still do so when finish() has returned."""
-    deadline = time.monotonic() + patience
-    while (told := Told(path)).exit_code is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return told
-
-
-def frames(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log after a header of seven bytes: pieces of (crc32, length, kind) and payload."""
-    assert data[:4] == b":W&B"
-    at, record = 7, b""
-    while at + 7 <= len(data):
-        left = BLOCK - at % BLOCK
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if left < 7 or kind == 0:  # a block's end is padded
-            at += left
-            continue
-        record += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # the whole of a record, or its last piece
-            yield record
-            record = b""
-
-
-def values(items: Any) -> dict[str, Any]:
-    """Key and JSON value of each item; a key may be nested."""
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
-from tools.eval import arguments, main, subject
+from tools.eval import arguments, main, wanted
 
-QUICK = ["--images", "40", "--steps", "2"]
+QUICK = ["--images", "40", "--steps", "2", "--checks", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def report(small_run: Path, tmp_path_factory) -> dict:
 def test_the_report_says_how_each_figure_was_obtained(report, small_run):
     clean, robust = report["figures"]
     assert (clean["name"], robust["name"]) == ("clean", "pgd2")
-    assert clean["images"] == robust["images"] == report["data"]["images"] == 40
+    assert clean["images"] == robust["images"] == report["images"] == 40
     assert clean["accuracy"] == clean["right"] / 40 >= robust["accuracy"] == robust["right"] / 40
     assert robust["attack"]["use"] == "restarts"
     assert robust["attack"]["restarts"] == 2
@@ -43,19 +44,20 @@ def test_the_report_says_how_each_figure_was_obtained(report, small_run):
     assert report["seed"] == 0
     assert report["versions"]["torch"] == torch.__version__
     assert report["weights"].endswith("checkpoints/00000004")
-    assert list(report["data"]["sha256"]) == ["digits-validation-000000.tar"]
+    assert list(report["identity"]["data"]) == ["digits-validation-000000.tar"]
 
 
 def test_the_curve_goes_to_twice_the_radius_and_the_classes_add_up(report):
-    assert [point["eps"] for point in report["curve"]] == pytest.approx([0, 0.1, 0.2])
+    (curve,) = report["curves"]
+    assert [point["eps"] for point in curve] == pytest.approx([0, 0.1, 0.2])
     assert [row["class"] for row in report["classes"]] == [str(digit) for digit in range(10)]
     assert sum(row["images"] for row in report["classes"]) == 40
     assert sum(row["right/clean"] for row in report["classes"]) == report["figures"][0]["right"]
-    assert sum(row["right/pgd2"] for row in report["classes"]) == report["figures"][1]["right"]
+    assert sum(row["right/linf/pgd2"] for row in report["classes"]) == report["figures"][1]["right"]
 
 
 def test_pictures_are_written_beside_the_report(report):
-    for path, name in zip(report["pictures"], ("eval-attack.png", "eval-curve.png"), strict=True):
+    for path, name in zip(report["pictures"], ("eval-linf.png", "eval-curve-linf.png"), strict=True):
         assert Path(path).name == name
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
@@ -65,15 +67,16 @@ def test_the_chunk_changes_no_figure(report, small_run, tmp_path):
     other = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [figure["right"] for figure in other["figures"]] == [figure["right"] for figure in report["figures"]]
     assert other["classes"] == report["classes"]
-    assert other["curve"] == []
-    assert not (tmp_path / "eval-curve.png").exists()
+    assert other["curves"] == []
+    assert not (tmp_path / "eval-curve-linf.png").exists()
 
 
 def test_the_tables_are_printed(small_run, tmp_path, capsys):
     main([str(small_run.parent / "run"), *QUICK, "--curve", "0", "--eps", "8/255", "--json", str(tmp_path / "a.json")])
     said = capsys.readouterr().out
-    assert "linf eps 0.03137, 40 images, 2 restarts" in said
-    assert "pgd2" in said
+    assert "40 images" in said
+    assert re.search(r"pgd2 +linf +0.03137", said)
+    assert "flags: " in said
     assert "95 % interval" in said
     assert "weakest first" in said
 
@@ -141,13 +144,13 @@ def test_a_checkpoint_needs_neither_the_training_shards_nor_the_weights_it_began
 def test_the_threat_model_is_the_runs_unless_another_is_named(small_run, words, threat):
     from robust_train.read.parse import tree_of
 
-    _, _, evaluation = subject(arguments([str(small_run.parent / "run"), *words]), "cpu")
-    assert tree_of(evaluation.threat) == threat
+    _, evaluation = wanted(arguments([str(small_run.parent / "run"), *words]))
+    assert [tree_of(one) for one in evaluation.threats] == [threat]
 
 
 def test_another_threat_model_needs_a_radius_of_its_own(small_run):
     with pytest.raises(ConfigError, match=r"not attacked in the threat model l1, so it has no eps.*--eps"):
-        subject(arguments([str(small_run.parent / "run"), "--threat", "l1"]), "cpu")
+        wanted(arguments([str(small_run.parent / "run"), "--threat", "l1"]))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,8 @@ def test_another_threat_model_needs_a_radius_of_its_own(small_run):
         (["--model", "resnet18"], "--model needs --weights and --data and --eps too"),
         (["runs/x", "--weights", "w.pth"], "--weights needs --model"),
         (["runs/x", "--eps", "eight"], "'eight' is no number: write 0.03 or 8/255"),
+        (["runs/x", "--threat", "linf", "l2", "--eps", "0.1"], "2 threat models and 1 eps: give one for each"),
+        (["runs/x", "--eps", "0.1", "0.2"], "several eps need as many threat models"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_with_what_it_needs(words, said, capsys):
@@ -164,6 +169,63 @@ def test_a_command_line_that_cannot_be_is_refused_with_what_it_needs(words, said
         main(words)
     assert error.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_several_threat_models_have_a_union_which_is_their_worst(small_run, tmp_path, capsys):
+    words = ["--threat", "linf", "l2", "--eps", "0.05", "0.5", "--curve", "0", "--json", str(tmp_path / "a.json")]
+    main([str(small_run.parent / "run"), *QUICK, *words])
+    figures = {
+        figure["threat"] or "clean": figure for figure in json.loads((tmp_path / "a.json").read_text())["figures"]
+    }
+    assert list(figures) == ["clean", "linf", "l2", "union"]
+    assert figures["union"]["right"] <= min(figures["linf"]["right"], figures["l2"]["right"])
+    assert figures["union"]["attack"]["of"] == ["linf/pgd2", "l2/pgd2"]
+    assert "union" in capsys.readouterr().out
+
+
+def test_the_same_command_again_makes_nothing_anew(small_run, tmp_path, capsys, monkeypatch):
+    """Each piece is kept below the run's eval folder; what is asked for again is read, to the same report."""
+    import shutil
+
+    from robust_train.evaluate import work
+
+    folder = shutil.copytree(small_run.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    words = [str(folder), *QUICK, "--curve", "1", "--chunk", "16", "--json", str(tmp_path / "a.json")]
+    made = []
+    piece = work.piece
+    monkeypatch.setattr(work, "piece", lambda *given: made.append(1) or piece(*given))
+    main(words)
+    first, count = json.loads((tmp_path / "a.json").read_text(encoding="utf-8")), len(made)
+    assert count == 9, "three chunks, each clean, attacked, and at the curve's one point"
+    next((folder / "eval").rglob("00001-linf_pgd2-*.safetensors")).unlink()
+    main(words)
+    again = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert len(made) == count + 1
+    assert "going on: 8 pieces" in capsys.readouterr().err
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_devices_of_a_ray_cluster_give_one_devices_report(small_run, tmp_path):
+    """Verdicts are equal to the bit: chunks are dealt whole."""
+    import shutil
+
+    from safetensors.torch import load_file
+
+    kept = []
+    for devices in ("1", "2"):
+        folder = shutil.copytree(
+            small_run.parent / "run", tmp_path / f"run{devices}", ignore=shutil.ignore_patterns("eval")
+        )
+        words = ["--chunk", "16", "--curve", "0", "--devices", devices, "--attack", "apgd-ce"]
+        main([str(folder), *QUICK, *words, "--json", str(tmp_path / f"{devices}.json")])
+        kept.append({path.name: load_file(path) for path in sorted((folder / "eval").rglob("*.safetensors"))})
+    one, two = kept
+    assert one.keys() == two.keys()
+    assert len(one) == 6
+    for name, tensors in one.items():
+        assert all(torch.equal(tensor.nan_to_num(-9), two[name][key].nan_to_num(-9)) for key, tensor in tensors.items())
 
 
 def test_help_teaches_what_the_figures_mean(capsys):

@@ -1,0 +1,84 @@
+"""Deal an evaluation's chunks over the devices of a Ray cluster: the same verdicts, sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.cluster import joined, nodes
+from robust_train.read.errors import ConfigError
+
+if TYPE_CHECKING:
+    from robust_train.evaluate.robustness import Deal
+    from robust_train.evaluate.work import Found, Piece, Plan
+    from robust_train.subject import Subject
+
+TIMES = 3  # a process that dies is started again so often; what it had given is not given twice
+
+
+def dealt(
+    subject: Subject, devices: int, gpu: bool, address: str | None = None, work: Callable[..., Any] | None = None
+) -> Deal:
+    """Who does an evaluation's work on `devices` processes of a cluster, one a device; None: a local one.
+
+    Chunk i goes to process i mod devices. work: what each process does with (network, images, plan, place, done); None:
+    an evaluation's attacks. Raises ConfigError where the cluster has not so many devices.
+    """
+
+    def deal(plan: Plan, done: Mapping[Piece, Found]) -> Iterator[tuple[Piece, Found]]:
+        with joined(address):
+            import ray
+
+            kind = "GPU" if gpu else "CPU"
+            there = int(sum(node.get(kind, 0) for node in nodes()))
+            if there < devices:
+                raise ConfigError(
+                    f"the cluster has {there} {kind}s, --devices asks for {devices}: say --devices {there}"
+                )
+            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": TIMES}
+            each = ray.remote(num_returns="streaming", **options)(share)
+            here = str(Path.cwd())
+            running: list[Any] = [
+                each.remote(subject.at(here), plan, rank, devices, gpu, _of(done, rank, devices), work)
+                for rank in range(devices)
+            ]
+            while running:
+                ready, _ = ray.wait(running, num_returns=1, fetch_local=False)
+                stream: Any = ready[0]
+                try:
+                    reference = next(stream)
+                except StopIteration:
+                    running.remove(stream)
+                    continue
+                yield ray.get(reference)
+
+    return deal
+
+
+def share(
+    subject: Subject,
+    plan: Any,
+    rank: int,
+    world: int,
+    gpu: bool,
+    done: Mapping[Piece, Any],
+    work: Callable[..., Any] | None = None,
+) -> Iterable[tuple[Piece, Any]]:
+    """One process's part of the work, on its device."""
+    import torch
+
+    from robust_train.evaluate.work import work as attacked
+    from robust_train.nouns import Place
+
+    if gpu:
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        torch.set_num_threads(1)
+    device = "cuda" if gpu else "cpu"
+    yield from (work or attacked)(subject.network(device), subject.images(), plan, Place(rank, world, device), done)
+
+
+def _of(done: Mapping[Piece, Any], rank: int, world: int) -> dict[Piece, Any]:
+    """Those pieces that are of this process's chunks."""
+    return {at: found for at, found in done.items() if at[0] % world == rank}

@@ -1,0 +1,329 @@
+"""Auto-PGD: projected gradient ascent with momentum that halves its own step, without a step size to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.standing import Standing, wide
+from robust_train.keyed import Key, normal, uniform
+from robust_train.losses import correct, cross_entropy, dlr, full, labels_of, targeted_dlr
+from robust_train.nouns import Attack, PerImage, number
+from robust_train.read.registry import attacks
+from robust_train.threats.ball import Ball
+from robust_train.threats.l1 import L1, project_l1_box
+
+MOMENTUM = 0.75  # alpha: share of the new step, the rest follows the last move
+RHO = 0.75  # share of the steps since the last checkpoint that must raise the loss
+WIDE = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # L1: radii in eps, and the share of the steps spent at each
+
+
+@attacks.register("apgd")
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Auto-PGD: ascent with momentum whose step is halved where the loss no longer rises.
+
+        u = P(x_k + eta d(g)),    x_{k+1} = P(x_k + a (u - x_k) + (1 - a) (x_k - x_{k-1})),    a = 1, then 0.75
+
+    d(g) = sign g or g / ||g||_2; eta = 2 eps at first. At checkpoints, where fewer than rho of the steps since the last
+    raised the loss, or neither eta nor the best loss has changed since, eta is halved and the search goes on from the
+    best point. Croce and Hein 2020 (arXiv 2003.01690, algorithm 1). For L1 (2021, arXiv 2103.01208): a step of signs
+    among the k largest gradients, k falling with the perturbation's own sparsity, no momentum, from radii 3 eps and
+    2 eps down to eps (to judge; to train at eps alone); eta = eps at first.
+
+    Untargeted it raises the cross-entropy or the DLR; with `targets` = T the targeted DLR towards each of the T
+    likeliest wrong classes of the clean image in turn. A loss given by the caller is raised in place of its own.
+    keep "fooled": an attack to judge by; images that fell are set aside. keep "best": the point of the largest loss,
+    for training; of fixed size, without a read of the device. As in the authors' code the first step's loss is compared
+    with 0, not with the start's.
+
+    Costs (2 steps + 1) eot forwards for keep "best"; else at most 2 + runs ((2 steps + 1) eot + 1), with runs =
+    restarts max(1, targets) and for L1 two eot more a run, and less the sooner images fall.
+    """
+
+    threat: Ball  # where it searches: linf, l2 or l1
+    steps: int  # of each run: 100 to judge, 2 or so to train
+    loss: Literal["ce", "dlr"] = "ce"  # what an untargeted run raises
+    targets: int = 0  # 0: away from the label; else so many classes, one run each, by the targeted DLR
+    restarts: int = 1  # runs from independent starts, for each target
+    start: Literal["random", "zero"] = "random"  # a random point of the ball's face, or the image
+    top: float = 0.2  # L1: share of the pixels that the first steps move; 0.05 to train
+    eot: int = 1  # gradients averaged a step, over the network's own randomness
+    keep: Literal["fooled", "best"] = "fooled"  # what fools, images that fell set aside; or the largest loss
+    compact: int = 10  # steps between two packings of the images that still stand
+    norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
+    drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("targets", 0), ("restarts", 1), ("eot", 1), ("compact", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not 0 < self.top <= 1:
+            raise ValueError(f"top={self.top:g} is not in (0, 1]: it is the share of the pixels that a step moves")
+        if self.keep == "best" and (self.targets or self.restarts > 1):
+            raise ValueError("keep=best is one untargeted run, for training: use keep=fooled with targets and restarts")
+
+    @property
+    def label(self) -> str:
+        kind = "t" if self.targets else self.loss
+        return f"apgd-{kind}" + (f"-{self.steps}" if self.steps != 100 else "")
+
+    def cost(self) -> float:
+        if self.keep == "best":
+            return (2 * self.steps + 1) * self.eot
+        looks = 2 * self.steps + (len(WIDE) if isinstance(self.threat, L1) else 1)
+        return 2 + self.restarts * max(1, self.targets) * (looks * self.eot + 1)
+
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
+        if self.keep == "fooled":
+            return self.search(network, images, targets, key, loss).found
+        key = key if key.row is not None else key.rows(torch.arange(len(images)))
+        with attacked(network, self.norm):
+            return self._ascend(Sight(network, self, loss), images, targets, None, key.of("run").at(0), None)
+
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+        """What stands and what fell, with the points found."""
+        with attacked(network, self.norm):
+            standing = Standing(network, images, targets, key, self.compact)
+            sight = Sight(network, self, loss)
+            for run, rank in self._runs(standing.logits.shape[1]):
+                if not standing.count:
+                    break
+                goals = None if rank is None else standing.likeliest(rank)
+                began = standing.key.of("run").at(run)
+                standing.close(self._ascend(sight, standing.images, standing.targets, goals, began, standing))
+        return standing
+
+    def _runs(self, classes: int) -> Iterator[tuple[int, int | None]]:
+        """(number, rank of the target among the clean image's logits or None) of every run."""
+        if self.targets and classes < 4:
+            raise ValueError(f"the targeted DLR needs four classes, and the network has {classes}: use targets=0")
+        if self.loss == "dlr" and classes < 3:
+            raise ValueError(f"the DLR needs three classes, and the network has {classes}: use loss=ce")
+        ranks: list[int | None] = [*range(1, min(self.targets, classes - 1) + 1)] or [None]
+        yield from enumerate(rank for rank in ranks for _ in range(self.restarts))
+
+    def _ascend(
+        self, sight: Sight, images: Tensor, targets: Tensor, goals: Tensor | None, key: Key, standing: Standing | None
+    ) -> Tensor:
+        """The best point [b, ...] of one run, of the rows that are left."""
+        phases = WIDE if isinstance(self.threat, L1) and standing is not None else ((1.0, 1.0),)
+        lengths = [int(share * self.steps) for _, share in phases[:-1]]
+        lengths.append(self.steps - sum(lengths))
+        widest = replace(self.threat, eps=phases[0][0] * number(self.threat.eps))  # type: ignore[type-var]
+        point = images if self.start == "zero" else _start(widest, images, key.of("start"))
+        for (factor, _), steps in zip(phases, lengths, strict=True):
+            if steps < 1 or (standing is not None and not standing.count):
+                continue
+            ball = replace(self.threat, eps=factor * number(self.threat.eps))  # type: ignore[type-var]
+            last = factor == 1.0  # only there a point counts
+            walk = _Walk(ball, steps, self.top, images, targets, goals, key.row)  # type: ignore[arg-type]
+            point = walk.run(sight, point, key, standing if last else None)
+        return point
+
+
+def checkpoints(steps: int, sparse: bool = False) -> tuple[int, ...]:
+    """After how many of so many steps the search is looked at: 22, 41, 57, 70, ... of 100.
+
+    The first after 0.22 of them, then each distance is 0.03 of them shorter than the last, down to 0.06; sparse (L1):
+    every 0.04 of them.
+    """
+    wait, least, shorter = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    if sparse:
+        wait = least = max(int(0.04 * steps), 1)
+    found, mark = [], wait
+    while mark <= steps:
+        found.append(mark)
+        wait = max(wait - shorter, least)
+        mark += wait
+    return tuple(found)
+
+
+class Sight:
+    """What an attack sees of a network at a point: the loss it raises, its gradient, and whether it is fooled."""
+
+    def __init__(self, network: Any, attack: APGD, loss: PerImage | None) -> None:
+        self.network, self.attack = network, attack
+        self.loss = loss or (dlr if attack.loss == "dlr" else cross_entropy)
+
+    def __call__(
+        self, point: Tensor, targets: Tensor, goals: Tensor | None, key: Key, step: int, gradient: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss [b], gradient [b, ...] or zeros, fooled [b]) averaged over the attack's draws."""
+        labels = labels_of(targets)
+        draws = self.attack.eot
+        with torch.set_grad_enabled(gradient):
+            point = point.detach().requires_grad_(gradient)
+            value, logits = point.new_zeros(()), point.new_zeros(())
+            for draw in range(draws):
+                with masks(self.network, self.attack.drops, key.of("drops"), step * draws + draw):
+                    seen = full(self.network(point))
+                logits = logits + seen.detach() / draws
+                raised = self.loss(seen, targets) if goals is None else targeted_dlr(seen, labels, goals)
+                value = value + raised / draws
+            slope = torch.autograd.grad(value.sum(), point)[0] if gradient else torch.zeros_like(point)
+        return value.detach(), slope, correct(logits, labels) == 0
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """Where a run stands, a row an image."""
+
+    images: Tensor
+    targets: Tensor
+    goals: Tensor | None
+    row: Tensor  # of the key
+    point: Tensor
+    before: Tensor
+    slope: Tensor
+    loss: Tensor  # [b] of the last step, which the next is compared with
+    best: Tensor
+    best_slope: Tensor
+    best_loss: Tensor
+    size: Tensor  # [b, 1, ...] eta
+    rises: Tensor  # [b] steps since the last checkpoint that raised the loss
+    reduced: Tensor  # [b] bool: eta was halved at the last checkpoint
+    then: Tensor  # [b] the best loss there
+    top: Tensor  # [b, 1] L1: share of the pixels that a step moves
+    sparse: Tensor  # [b] L1: pixels moved by the best point at the last checkpoint
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One run at one radius."""
+
+    ball: Ball
+    steps: int
+    top: float
+    images: Tensor
+    targets: Tensor
+    goals: Tensor | None
+    row: Tensor
+
+    def run(self, sight: Sight, point: Tensor, key: Key, standing: Standing | None) -> Tensor:
+        """The point of the largest loss, [b, ...]; with `standing`, of the rows that still stand."""
+        point = self.images + self.ball.project(self.images, point - self.images)
+        loss, slope, fooled = sight(point, self.targets, self.goals, key, 0)
+        climb = self._begin(point, loss, slope)
+        if standing is not None:
+            standing.note(fooled, point)
+        sparse = isinstance(self.ball, L1)
+        checks, before = checkpoints(self.steps, sparse), 0
+        for step in range(self.steps):
+            climb = _stepped(climb, self.ball, step)
+            ends = step + 1 == self.steps  # no step follows: a forward without a gradient is enough
+            where = key.rows(climb.row)
+            loss, slope, fooled = sight(climb.point, climb.targets, climb.goals, where, step + 1, not ends)
+            climb = _seen(climb, loss, slope)
+            if standing is not None:
+                standing.note(fooled, climb.point)
+            if step + 1 in checks:
+                climb = _sparser(climb, self.ball) if sparse else _checked(climb, step + 1 - before)
+                before = step + 1
+            if standing is not None and standing.due(step) and not ends:
+                climb = standing.pack(climb)
+                if not standing.count:
+                    break
+        return climb.best
+
+    def _begin(self, point: Tensor, loss: Tensor, slope: Tensor) -> _Climb:
+        sparse, rows = isinstance(self.ball, L1), len(point)
+        size = (1 if sparse else 2) * number(self.ball.eps)
+        return _Climb(
+            self.images, self.targets, self.goals, self.row, point, point, slope,
+            loss=torch.zeros_like(loss),  # the reference compares the first step's loss with 0
+            best=point, best_slope=slope, best_loss=loss,
+            size=wide(torch.full_like(loss, size), point),
+            rises=torch.zeros_like(loss), reduced=torch.ones_like(loss, dtype=torch.bool), then=loss,
+            top=torch.full_like(loss, self.top)[:, None],
+            sparse=torch.full_like(loss, point[:1].numel() if rows else 0),
+        )  # fmt: skip
+
+
+def _stepped(climb: _Climb, ball: Ball, step: int) -> _Climb:
+    """One move of the points."""
+    images, point = climb.images, climb.point
+    if isinstance(ball, L1):
+        return replace(climb, point=images + project_l1_box(point - images + _sparse(climb), images, number(ball.eps)))
+    ahead = images + ball.project(images, point + climb.size * ball.unit(climb.slope) - images)
+    share = MOMENTUM if step else 1.0
+    moved = point + share * (ahead - point) + (1 - share) * (point - climb.before)
+    return replace(climb, before=point, point=images + ball.project(images, moved - images))
+
+
+def _sparse(climb: _Climb) -> Tensor:
+    """L1: the size spread over the signs of the largest gradients, a share `top` of the pixels."""
+    slope = climb.slope.flatten(1)
+    count = slope.shape[1]
+    order = slope.abs().sort(1).values
+    least = order.gather(1, ((1 - climb.top) * count).clamp(0, count - 1).long())
+    sign = torch.where(slope.abs() >= least, slope.sign(), 0)
+    return climb.size * (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(climb.slope)
+
+
+def _seen(climb: _Climb, loss: Tensor, slope: Tensor) -> _Climb:
+    """What the new points' losses change."""
+    better = loss > climb.best_loss
+    chosen = wide(better, climb.point)
+    return replace(
+        climb,
+        slope=slope,
+        loss=loss,
+        rises=climb.rises + (loss > climb.loss),
+        best=torch.where(chosen, climb.point, climb.best),
+        best_slope=torch.where(chosen, slope, climb.best_slope),
+        best_loss=torch.where(better, loss, climb.best_loss),
+    )
+
+
+def _checked(climb: _Climb, steps: int) -> _Climb:
+    """A checkpoint after `steps` steps: halve eta and return to the best point where the loss stands still."""
+    stuck = climb.rises <= RHO * steps
+    idle = ~climb.reduced & (climb.then >= climb.best_loss)
+    halve = stuck | idle
+    return replace(
+        _returned(climb, halve),
+        size=torch.where(wide(halve, climb.size), climb.size / 2, climb.size),
+        rises=torch.zeros_like(climb.rises),
+        reduced=halve,
+        then=climb.best_loss,
+    )
+
+
+def _sparser(climb: _Climb, ball: Ball) -> _Climb:
+    """L1's checkpoint: moves as sparse as the best point; where it grew sparser eta is eps again, else it shrinks."""
+    eps = number(ball.eps)
+    now = ((climb.best - climb.images).flatten(1) != 0).sum(1).to(climb.loss)
+    again = now / climb.sparse < 0.95
+    size = torch.where(wide(again, climb.size), torch.full_like(climb.size, eps), climb.size / 1.5)
+    top = (now / climb.images[:1].numel() / 1.5)[:, None]
+    return replace(_returned(climb, again), size=size.clamp(eps / 10, eps), top=top, sparse=now)
+
+
+def _returned(climb: _Climb, rows: Tensor) -> _Climb:
+    """Those rows at their best point again, with the gradient there."""
+    chosen = wide(rows, climb.point)
+    return replace(
+        climb,
+        point=torch.where(chosen, climb.best, climb.point),
+        slope=torch.where(chosen, climb.best_slope, climb.slope),
+    )
+
+
+def _start(ball: Ball, images: Tensor, key: Key) -> Tensor:
+    """A random point on the ball's face, clipped to the box. L1: a Gaussian, projected."""
+    eps = number(ball.eps)
+    if ball.use == "linf":
+        draw = 2 * uniform(key, images.shape, images.device, images.dtype) - 1
+        longest = draw.flatten(1).abs().amax(1) if draw.numel() else draw.flatten(1).sum(1)
+        return images + ball.project(images, eps * draw / (wide(longest, images) + 1e-12))
+    draw = normal(key, images.shape, images.device, images.dtype)
+    if ball.use == "l2":
+        draw = eps * draw / (wide(draw.flatten(1).norm(dim=1), images) + 1e-12)
+    return images + ball.project(images, draw)

@@ -1,0 +1,82 @@
+"""Attacks that look for the nearest point that fools, not for the worst point of a ball."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.standing import exactly, wide
+from robust_train.keyed import Key, integers
+from robust_train.losses import correct
+from robust_train.nouns import Attack, PerImage, number
+from robust_train.threats.ball import Ball
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """What such an attack found, a row an image."""
+
+    points: Tensor  # [B, ...] in [0, 1]; the image itself where it is wrong when clean, or where nothing fooled
+    distance: Tensor  # [B] in the norm of the threat model; 0 where wrong when clean, inf where nothing fooled
+
+    @property
+    def fooled(self) -> Tensor:
+        """[B] whether anything fooled."""
+        return self.distance.isfinite()
+
+
+class NearestAttack(Attack):
+    """A search for the smallest perturbation that fools, in the norm of its threat model.
+
+    `nearest` gives the points however far; called as an attack it gives them brought into the ball of radius eps, where
+    those from beyond need not fool. Compare such attacks by the median of their distances, failures counting as inf.
+    """
+
+    threat: Ball  # whose norm is made small, and whose eps bounds the images it gives when it is called
+
+    @abstractmethod
+    def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
+        """The nearest points that fool. within: a distance that is near enough, where an image may be set aside."""
+
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+        """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
+        if loss is not None:
+            raise ValueError(
+                f"{self.use} looks for the nearest point that fools: it raises no loss, so none can be given"
+            )
+        eps = number(self.threat.eps)
+        found = self.nearest(network, images, targets, key, eps)
+        brought = self.threat.apply(images, self.threat.project(images, found.points - images))
+        # a point inside stays to the bit: x + (p - x) rounds, and beside the boundary that decides
+        return torch.where(wide(found.distance <= eps, images), found.points, brought)
+
+
+@contextmanager
+def measuring(network: Any) -> Iterator[None]:
+    """Hold `network` as `attacked` does, in float32 and without dropout: beside the boundary bfloat16 decides nothing.
+
+    BatchNorm uses its running statistics: images that are done are set aside, which would cut its groups.
+    """
+    with attacked(network), exactly(network), masks(network, "off", Key(0), 0):
+        yield
+
+
+def measured(threat: Ball, network: Any, images: Tensor, targets: Tensor, points: Tensor) -> Nearest:
+    """What some points are worth by a fresh forward: those that do not fool become the image, at distance inf."""
+    with measuring(network), torch.no_grad():
+        fooled = correct(network(points), targets) == 0
+    points = torch.where(wide(fooled, points), points, images)
+    return Nearest(points, threat.distance(images, points).masked_fill(~fooled, torch.inf))
+
+
+def wrong_classes(key: Key, labels: Tensor, classes: int) -> Tensor:
+    """int64 [B]: for each image a class that is not its label, all others alike, from the key's rows."""
+    drawn = integers(key, (len(labels),), classes - 1, labels.device)
+    return drawn + (drawn >= labels)

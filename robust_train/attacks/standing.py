@@ -1,0 +1,169 @@
+"""The images of a chunk that still stand, packed, so that an attack spends nothing on those that have fallen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.attacked import masks
+from robust_train.keyed import Key
+from robust_train.losses import correct, labels_of, margin
+
+State = TypeVar("State")
+
+
+class Standing:
+    """Which images of a chunk an attack has still to fool, and the worst point found for each.
+
+        standing = Standing(network, images, targets, key)       # those wrong when clean have fallen already
+        for step in range(steps):
+            ...                                                    # on standing.images, .labels, .key: the packed rows
+            standing.note(fooled, points)                          # no read of the device
+            if standing.due(step): state = standing.pack(state)    # the only ones: at most two a call
+            if not standing.count: break
+
+    A point counts when a fresh float32 forward says that it fools; until then its image is attacked on, so that neither
+    reduced precision nor one lucky draw sets an image aside. On a GPU packed sizes are rungs (at most an eighth is
+    padding, copies of the first row), so that a compiled network sees few shapes; on a CPU, where a read costs nothing,
+    there is no padding and every fall is followed by a packing. Rows are never mixed: what is done to an image is a
+    function of the image, its key and, through rounding alone, of the packed size.
+    """
+
+    def __init__(
+        self, network: Any, images: Tensor, targets: Tensor, key: Key, every: int = 10, waits: bool | None = None
+    ) -> None:
+        """images [N, ...] in [0, 1]; targets [N] or [N, C]. Costs one forward.
+
+        every: steps between two packings; waits: whether a read of the device is dear, None: on a GPU.
+        """
+        self.network, self.every = network, every
+        self.waits = images.is_cuda if waits is None else waits
+        self.chunk, self.chunk_targets = images, targets
+        self.chunk_labels = labels_of(targets)
+        self.chunk_key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
+        self.logits = self.judge(images)  # [N, C] of the clean images
+        self.found = images.clone()  # [N, ...] the point with the smallest margin so far
+        self.margin = margin(self.logits, self.chunk_labels)  # [N] there
+        self.fallen = correct(self.logits, self.chunk_labels) == 0  # [N]
+        self.steps = torch.zeros_like(self.chunk_labels)  # [N] steps spent before it fell, or in all
+        self.row, self.count = self.chunk_labels, 0  # [b] of the chunk, padding included; images without it
+        self.real = self.claimed = self.fallen  # [b] whether a row is no padding; whether a point of its counts so far
+        self.points, self.spent = images, self.steps  # [b, ...] those points; [b] steps since the last packing
+        self._hold((~self.fallen).nonzero().flatten())
+
+    def judge(self, points: Tensor) -> Tensor:
+        """Logits by a fresh float32 forward, without dropout and without a graph."""
+        with exactly(self.network), masks(self.network, "off", self.chunk_key, 0), torch.no_grad():
+            return self.network(points)
+
+    def likeliest(self, rank: int) -> Tensor:
+        """[b] for each packed image the class of the so many-th largest logit of the clean image; 0 is its own."""
+        return self.logits.argsort(dim=1, descending=True)[self.row, rank]
+
+    def note(self, fooled: Tensor, points: Tensor) -> None:
+        """After a step: whose `points` [b, ...] fooled the network by the attack's own forward, [b] bool."""
+        fresh = fooled & ~self.claimed
+        self.points = torch.where(wide(fresh, points), points, self.points)
+        self.claimed = self.claimed | fooled
+        self.spent = self.spent + ~self.claimed
+
+    def due(self, step: int) -> bool:
+        """Whether a packing comes after `step`."""
+        if self.waits:
+            return (step + 1) % self.every == 0
+        return bool(self.claimed.any()) or not bool(self.real[: self.count].all())
+
+    def pack(self, state: State) -> State:
+        """Set aside what has fallen; the rows of `state` (a dataclass of tensors [b, ...]) that are still needed."""
+        self._settle((self.claimed & self.real).nonzero().flatten(), self.points)
+        return self._keep(state)
+
+    def close(self, points: Tensor) -> None:
+        """At the end of a run: set aside what has fallen, and keep its best points [b, ...] of the others."""
+        rows = self.real.nonzero().flatten()
+        self._settle(rows, torch.where(wide(self.claimed, points), self.points, points))
+        self._keep(None)
+
+    def choose(self, chosen: Tensor) -> None:
+        """Before a run: hold only those of the standing images of the chunk that are `chosen` [N] bool."""
+        self._hold((~self.fallen & chosen).nonzero().flatten())
+
+    def rest(self, hopeless: Tensor) -> None:
+        """After a step: rows [b] bool that are given up for this run, though they stand; gone at the next packing."""
+        gone = hopeless & ~self.claimed & self.real
+        self.steps.index_add_(0, self.row, self.spent * gone)
+        self.real = self.real & ~gone
+
+    def _keep(self, state: Any) -> Any:
+        """Pack what stands; the rows of `state` that are still needed."""
+        self.steps.index_add_(0, self.row, self.spent * self.real)
+        kept = (~self.fallen[self.row] & self.real).nonzero().flatten()
+        if len(kept) == self.count:
+            self.claimed, self.spent = torch.zeros_like(self.claimed), torch.zeros_like(self.spent)
+            return state
+        rows = self._hold(kept, self.row[kept])
+        if state is None:
+            return None
+        named = {f.name: getattr(state, f.name) for f in fields(state)}
+        return replace(state, **{name: value[rows] for name, value in named.items() if isinstance(value, Tensor)})
+
+    def _settle(self, rows: Tensor, points: Tensor) -> None:
+        """Judge the points of some packed rows again, and record what they do."""
+        if not len(rows):
+            return
+        padded, index = points[self._padded(rows)], self.row[rows]
+        logits = self.judge(padded)[: len(rows)]
+        now = margin(logits, self.chunk_labels[index])
+        better = now < self.margin[index]
+        self.found[index] = torch.where(wide(better, padded), padded[: len(rows)], self.found[index])
+        self.margin[index] = torch.where(better, now, self.margin[index])
+        self.fallen[index] |= correct(logits, self.chunk_labels[index]) == 0
+
+    def _hold(self, kept: Tensor, index: Tensor | None = None) -> Tensor:
+        """Pack the rows `kept`, which are the chunk's rows `index`; the packed rows to take, padding included."""
+        rows = self._padded(kept)
+        self.count = len(kept)
+        self.row = self._padded(kept if index is None else index)
+        self.real = torch.arange(len(rows), device=rows.device) < self.count
+        self.images, self.labels = self.chunk[self.row], self.chunk_labels[self.row]
+        self.targets, self.key = self.chunk_targets[self.row], self.chunk_key[self.row]
+        self.claimed = torch.zeros_like(self.real)
+        self.spent = torch.zeros_like(self.row)
+        self.points = self.images
+        return rows
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """[rung] the rows, then copies of the first; the rows alone where nobody waits for the device."""
+        if not (self.waits and len(rows)):
+            return rows
+        return torch.cat([rows, rows[:1].expand(rung(len(rows)) - len(rows))])
+
+
+def rung(count: int) -> int:
+    """The packed size for so many images: the next multiple of a sixteenth of the power of two above them."""
+    step = max(1, 2 ** ((count - 1).bit_length() - 4))
+    return -(-count // step) * step
+
+
+def wide(rows: Tensor, like: Tensor) -> Tensor:
+    """[b] as [b, 1, 1, ...], to be taken with tensors such as `like`."""
+    return rows.view(-1, *[1] * (like.dim() - 1))
+
+
+@contextmanager
+def exactly(network: Any) -> Iterator[None]:
+    """Float32 forwards for a while, where the network attacks in less."""
+    before = getattr(network, "precision", None)
+    if before is None:
+        yield
+        return
+    network.precision = "fp32"
+    try:
+        yield
+    finally:
+        network.precision = before

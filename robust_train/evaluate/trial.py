@@ -1,0 +1,129 @@
+"""A trial: one attack on the images of a chunk, and the column of verdicts that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robust_train.attacks.standing import Standing
+from robust_train.evaluate.accuracy import judged
+from robust_train.keyed import Key
+from robust_train.losses import correct, full, labels_of, margin
+from robust_train.nouns import Attack, Batch
+from robust_train.read.errors import NumericsError
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack and the trials before it: it is made on the images that are right after those, and on no others."""
+
+    name: str  # "linf/apgd-t": the threat model and the attack's label, with what tells it from others
+    attack: Attack | None  # None: the clean images
+    after: tuple[str, ...] = (CLEAN,)  # names of earlier trials
+    threat: str = ""  # the tag of its threat model
+    role: Literal["clean", "attack", "curve", "check"] = "attack"  # what its figure is for
+    images: int | None = None  # only the first so many of the data set
+
+    def cost(self) -> float:
+        """Forward passes for an image that is attacked to the end."""
+        return 1.0 if self.attack is None else self.attack.cost() + 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a trial found, a row an image of the chunk. An image that was not attacked has the verdict of before."""
+
+    right: Tensor  # [n] share of the passes that were right after this trial and those before it; 0 or 1 for one pass
+    margin: Tensor  # [n] z_y - max z_j at the point found, of the passes' mean logits; nan where not attacked
+    distance: Tensor  # [n] how far the point is from the image, in the threat model's norm; nan where not attacked
+    steps: Tensor  # [n] the attack's steps until the image fell, or in all; -1 where not attacked or not counted
+
+    def __getitem__(self, rows: slice) -> Column:
+        """The same column with some of its rows."""
+        return Column(self.right[rows], self.margin[rows], self.distance[rows], self.steps[rows])
+
+    @property
+    def stands(self) -> Tensor:
+        """[n] bool: right in more than half of the passes."""
+        return self.right > 0.5
+
+
+def tried(
+    network: Any, batch: Batch, trial: Trial, before: list[Column], key: Key, draws: int = 1
+) -> tuple[Column, Tensor]:
+    """The trial's column and the points [n, ...] it found (the images where it did not attack).
+
+    Only images that were right after every column of `before`, in one pass at least, are attacked. key: of the whole
+    evaluation; its rows become the samples, so that a verdict does not depend on the device, and on the chunk through
+    rounding alone. draws: passes a verdict is averaged over, for a network with randomness of its own; torch's
+    generator is seeded from the chunk for it. Verdicts are fresh float32 forwards in eval mode. Raises NumericsError
+    for a point outside the threat model.
+    """
+    count = len(batch)
+    labels = labels_of(batch.targets)
+    key = key.of(trial.name).rows(batch.sample)
+    points = batch.images.clone()
+    right = torch.stack([column.right for column in before]).amin(0) if before else torch.ones(count)
+    rows = (right > 0).nonzero().flatten().to(batch.images.device)
+    far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
+    gap = torch.full((count,), torch.nan)
+    with judged(network), seeded(key, batch):
+        if len(rows) and trial.attack is not None:
+            found = attempted(network, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
+            points[rows], spent = found
+            steps[rows.cpu()] = spent
+            far[rows.cpu()] = _inside(trial, batch.images[rows], points[rows])
+        if len(rows):
+            seen = [_logits(network, points[rows]) for _ in range(draws)]
+            share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
+            right[rows.cpu()] = torch.minimum(right[rows.cpu()], share.cpu())
+            gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
+    return Column(right, gap, far, steps), points
+
+
+def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:
+    """The points of an attack, and the steps it spent on each image; -1 where it does not count them."""
+    search = getattr(attack, "search", None)
+    if search is None:
+        return attack(network, images, targets, key), torch.full((len(images),), -1)
+    standing: Standing = search(network, images, targets, key)
+    return standing.found, standing.steps.cpu()
+
+
+def _logits(network: Any, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return full(network(images))
+
+
+def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
+    """[n] distances. Raises NumericsError for a point that the threat model does not allow."""
+    attack = trial.attack
+    assert attack is not None
+    reach = getattr(attack, "reach", None)
+    threat: Any = attack.threat if reach is None else reach()
+    far = threat.distance(images, points).float().cpu()
+    most = threat.eps * (1 + 1e-5) + 1e-7
+    if bool((far > most).any()) or float(points.amin()) < 0 or float(points.amax()) > 1:
+        raise NumericsError(
+            f"{trial.name}: a point lies {float(far.max()):.6g} from its image, its pixels from "
+            f"{float(points.amin()):.4g} to {float(points.amax()):.4g}; allowed are {threat.eps:.6g}, and pixels in "
+            "[0, 1]. The attack is wrong, and none of its verdicts can be used."
+        )
+    return far
+
+
+@contextmanager
+def seeded(key: Key, batch: Batch) -> Iterator[None]:
+    """torch's own generator set from the chunk's first sample, for networks that draw from it; put back after."""
+    devices = [batch.images.device] if batch.images.is_cuda else []
+    first = int(batch.sample[0]) if len(batch) else 0
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(key.of("network").at(first).seed & (2**63 - 1))
+        yield

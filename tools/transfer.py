@@ -1,0 +1,233 @@
+"""Who is fooled by what was made for whom: checkpoints tried on each other's adversarial images, with controls."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robust_train.read.errors import ConfigError, main_guard
+
+if TYPE_CHECKING:
+    from robust_train.evaluate.work import Plan, Store
+    from robust_train.nouns import Attack, Dataset, Threat
+    from robust_train.subject import Subject
+
+ATTACKS = ("pgd", "mi-fgsm", "apgd-ce", "apgd-t", "autoattack", "lbfgs", "deepfool")
+NEAREST = ("lbfgs", "deepfool")  # which look for the nearest point, in no ball where no eps is named
+STEPS = {"pgd": 50, "mi-fgsm": 10, "lbfgs": 100, "deepfool": 50}
+LINES = 10.0  # seconds between two lines of progress
+
+EPILOG = """examples
+  python -m tools.transfer runs/a runs/b runs/c
+      each one's PGD-50 examples on all three, in the first run's threat model
+  python -m tools.transfer runs/a runs/b --attack mi-fgsm --threat linf --eps 16/255 --images 1000
+      momentum: made to carry over
+  python -m tools.transfer runs/half-1 runs/half-2 --attack lbfgs --images 100 --amplify 0.1
+      the tables of Szegedy et al. 2014: nearest examples in no ball, the same amplified to an RMS of 0.1
+  python -m tools.transfer resnet50=r50.safetensors vit_base_patch16_224=vit.pth --data 'val-*.tar' --eps 4/255
+      timm models with local weights
+
+how to read it
+  A row is the network that the examples were made for, a column the one they are tried on. Only images that the row's
+  network is right on are attacked, and only examples that fool it count, so the diagonal is 100 %. Two rates are given:
+  the error rate over all these examples (Szegedy's), and the rate over those of them whose clean image the column's
+  network is right on too, which leaves out what it was wrong on anyway.
+  Controls: Gaussian noise of each example's own size (root mean square); with --amplify the examples made as large as
+  that, and noise as large. Everything is clipped to [0, 1], which makes it smaller: the RMS shown is that after it.
+  Examples carry over where the rates of "found" lie well above those of "noise".
+
+it goes on
+  Each finished piece (a chunk of images and the network attacked) is kept below --folder: the same command again goes
+  on where it was killed, and gives the same matrix.
+"""
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    from tools.eval import number
+
+    parser = argparse.ArgumentParser(
+        "python -m tools.transfer",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("who is tried")
+    what.add_argument(
+        "networks", nargs="+", metavar="CHECKPOINT", help="a run's folder or a checkpoint; or TIMM-MODEL=WEIGHTS-FILE"
+    )
+    what.add_argument("--raw", action="store_true", help="the weights themselves where a run kept an average too")
+    what.add_argument("--classes", type=int, default=1000, help="classes of timm models (%(default)s)")
+    what.add_argument("--size", type=int, default=224, help="image side of timm models (%(default)s)")
+    where = parser.add_argument_group("on which images")
+    where.add_argument("--data", metavar="URL", help="shards: path, folder, glob, brace list or URL (the first run's)")
+    where.add_argument("--images", type=int, help="the first so many (all)")
+    where.add_argument("--chunk", type=int, default=256, help="consecutive images attacked together (%(default)s)")
+    how = parser.add_argument_group("attacked how")
+    how.add_argument("--attack", choices=ATTACKS, default="pgd", help="(%(default)s)", metavar="|".join(ATTACKS))
+    how.add_argument("--threat", choices=("linf", "l2", "l1"), help="the threat model (the first run's, else linf)")
+    how.add_argument("--eps", type=number, help="its radius, such as 8/255 (the first run's; lbfgs, deepfool: none)")
+    how.add_argument("--steps", type=int, help="of pgd (50), mi-fgsm (10), lbfgs (100) and deepfool (50)")
+    how.add_argument("--restarts", type=int, default=1, help="of pgd: random starts; the worst counts (%(default)s)")
+    how.add_argument("--amplify", type=number, metavar="RMS", help="try the examples made so large too, such as 0.1")
+    how.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    out = parser.add_argument_group("where and whither")
+    out.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
+    out.add_argument("--folder", default="runs/transfer", help="of transfer.json and transfer.png (%(default)s)")
+    found = parser.parse_args(words)
+    if len(found.networks) < 2:
+        parser.error("a matrix needs two checkpoints at least: name another")
+    if found.steps is not None and found.attack not in STEPS:
+        parser.error(f"--steps is of {', '.join(STEPS)}: {found.attack} has its own number")
+    return found
+
+
+@main_guard()
+def main(words: list[str]) -> None:
+    """Try, show, and write the matrix and its picture."""
+    from robust_train.check import writable
+    from robust_train.data.manifest import write_json
+    from robust_train.evaluate.report import circumstances
+    from robust_train.evaluate.transferability import Transferability, alike
+    from robust_train.evaluate.work import Store
+    from robust_train.read.parse import tree_of
+    from robust_train.records.pictures import heat_maps
+    from robust_train.records.tables import show_transfers
+    from tools.eval import device_of
+
+    asked, began = arguments(words), time.monotonic()
+    device, folder = device_of(asked), Path(asked.folder)
+    writable(folder, "--folder FOLDER")
+    subjects = named([subject_of(one, asked) for one in asked.networks])
+    sets = {name: subject.images() for name, subject in subjects.items()}
+    alike({name: (data.classes, data.channels, data.size) for name, data in sets.items()})
+    (first, data), notes = next(iter(sets.items())), []
+    for name, other in sets.items():
+        if other.names() != data.names():
+            raise ConfigError(f"{first} and {name} call their classes differently: they were trained on other data")
+        if other.checksums() != data.checksums():
+            notes.append(f"{name} has validation images of its own: all were tried on those of {first}")
+    attack = attack_of(asked, next(iter(subjects.values())), data)
+    try:
+        trial = Transferability(attack, asked.amplify, asked.images, asked.chunk, asked.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    networks = {name: subject.network(device) for name, subject in subjects.items()}
+    identity = [{"name": name, **subject.identity(data)} for name, subject in subjects.items()]  # the order counts
+
+    def store(plan: Plan) -> Store:
+        versions = circumstances(device, began)["versions"]
+        kept = Store(folder / "pieces", {"networks": identity, "amplify": asked.amplify, "versions": versions}, plan)
+        if resumed := kept.resume():
+            print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
+        return kept
+
+    matrix = trial(networks, data, device, store, Lines())
+    show_transfers(matrix)
+    for note in notes:
+        print(f"note: {note}")
+    panels = {f"{kind} (error, %)": matrix.rows(kind, lambda cell: cell.error) for kind in matrix.kinds}
+    (folder / "transfer.png").write_bytes(heat_maps(panels, matrix.names, f"{attack.label}: made for, tried on"))
+    write_json(
+        folder / "transfer.json",
+        {
+            "identity": identity,
+            "weights": {name: subject.source for name, subject in subjects.items()},
+            "transfer": tree_of(trial),
+            **matrix.tree(),
+            "notes": notes,
+            "picture": str(folder / "transfer.png"),
+            **circumstances(device, began),
+        },
+    )
+    print(f"picture: {folder / 'transfer.png'}\nreport: {folder / 'transfer.json'}")
+
+
+def subject_of(said: str, asked: argparse.Namespace) -> Subject:
+    """A checkpoint, or a timm model and its weights: `resnet50=resnet50.safetensors`."""
+    from robust_train.subject import Subject
+
+    model, _, weights = said.partition("=")
+    if not weights or Path(said).exists():
+        return Subject(checkpoint=said, averaged=not asked.raw, data=asked.data)
+    return Subject(model=model, weights=weights, classes=asked.classes, size=asked.size, data=asked.data)
+
+
+def named(subjects: list[Subject]) -> dict[str, Subject]:
+    """Networks by short names: of the run's folder where that tells them apart, else of all that was said."""
+    short = [subject.home.name if subject.model is None else subject.title for subject in subjects]
+    names = short if len(set(short)) == len(short) else [subject.source for subject in subjects]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"{twice} is named twice: a network's transfer to itself is the diagonal")
+    return dict(zip(names, subjects, strict=True))
+
+
+def attack_of(asked: argparse.Namespace, first: Subject, data: Dataset) -> Attack:
+    """The attack that the examples are made by. Raises ConfigError where its threat model lacks an eps."""
+    from robust_train.attacks.autoattack import AutoAttack
+    from robust_train.attacks.deepfool import DeepFool
+    from robust_train.attacks.lbfgs import LBFGS
+    from robust_train.attacks.momentum import MIFGSM
+    from robust_train.evaluate.robustness import Robustness
+    from robust_train.evaluate.transferability import Unbounded
+    from robust_train.nouns import number
+
+    steps = STEPS.get(asked.attack, 1) if asked.steps is None else asked.steps
+    try:
+        if asked.attack in NEAREST:
+            free = asked.eps is None
+            use = asked.threat or "l2"
+            # in no ball: eps is that of the whole box, and is not looked at
+            most = {"linf": 1.0, "l2": math.sqrt(data.channels) * data.size, "l1": float(data.channels * data.size**2)}
+            threat: Any = _threat(use, most[use] if free else asked.eps)
+            made: Any = LBFGS(threat, steps) if asked.attack == "lbfgs" else DeepFool(threat, steps)
+            return Unbounded(made) if free else made
+        threat = threat_of(asked, first)
+        if asked.attack == "mi-fgsm":
+            return MIFGSM(threat, steps, number(threat.eps) / steps)
+        if asked.attack == "autoattack":
+            return AutoAttack(threat)
+        made = Robustness((threat,), asked.attack, steps, restarts=asked.restarts)
+        return made.cascade(threat, data.classes, False)[0]
+    except ValueError as error:
+        raise ConfigError(f"--attack {asked.attack}: {error}") from error
+
+
+def threat_of(asked: argparse.Namespace, first: Subject) -> Threat:
+    """The threat model that is named, or else the first run's."""
+    own: Any = first.threat
+    use = asked.threat or (own.use if own is not None else "linf")
+    if asked.eps is not None and (own is None or own.use != use):
+        return _threat(use, asked.eps)
+    if own is None or own.use != use:
+        raise ConfigError(f"--threat {use}: {first.title} was not attacked in it, so it has no eps. Give --eps 8/255.")
+    from dataclasses import replace
+
+    return own if asked.eps is None else replace(own, eps=asked.eps)
+
+
+def _threat(use: str, eps: float) -> Threat:
+    from robust_train.read.registry import threats
+
+    return threats[use](eps=eps)  # type: ignore[call-arg]
+
+
+class Lines:
+    """Progress: a line for a piece, no more often than every ten seconds."""
+
+    def __init__(self) -> None:
+        self.spoke = time.monotonic()
+
+    def __call__(self, name: str, chunk: int, tried: int, fooled: int) -> None:
+        if time.monotonic() - self.spoke >= LINES:
+            self.spoke = time.monotonic()
+            print(f"{name}, chunk {chunk}: {fooled} of {tried} images fooled", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
