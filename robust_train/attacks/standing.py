@@ -53,7 +53,8 @@ class Standing:
         self.steps = torch.zeros_like(self.chunk_labels)  # [N] steps spent before it fell, or in all
         self.row, self.count = self.chunk_labels, 0  # [b] of the chunk, padding included; images without it
         self.real = self.claimed = self.fallen  # [b] whether a row is no padding; whether a point of its counts so far
-        self.points, self.spent = images, self.steps  # [b, ...] those points; [b] steps since the last packing
+        self.points, self.spent = images, self.steps  # [b, ...] those points; [b] steps before them
+        self.since = 0  # steps since the last packing
         self._hold((~self.fallen).nonzero().flatten())
 
     def judge(self, points: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class Standing:
         self.points = torch.where(wide(fresh, points), points, self.points)
         self.claimed = self.claimed | fooled
         self.spent = self.spent + ~self.claimed
+        self.since += 1
 
     def due(self, step: int) -> bool:
         """Whether a packing comes after `step`."""
@@ -101,10 +103,12 @@ class Standing:
 
     def _keep(self, state: Any) -> Any:
         """Pack what stands; the rows of `state` that are still needed."""
-        self.steps.index_add_(0, self.row, self.spent * self.real)
+        # a claim that was refused stood all the while
+        spent = torch.where(self.fallen[self.row], self.spent, self.since)
+        self.steps.index_add_(0, self.row, spent * self.real)
         kept = (~self.fallen[self.row] & self.real).nonzero().flatten()
         if len(kept) == self.count:
-            self.claimed, self.spent = torch.zeros_like(self.claimed), torch.zeros_like(self.spent)
+            self.claimed, self.spent, self.since = torch.zeros_like(self.claimed), torch.zeros_like(self.spent), 0
             return state
         rows = self._hold(kept, self.row[kept])
         if state is None:
@@ -133,7 +137,7 @@ class Standing:
         self.images, self.labels = self.chunk[self.row], self.chunk_labels[self.row]
         self.targets, self.key = self.chunk_targets[self.row], self.chunk_key[self.row]
         self.claimed = torch.zeros_like(self.real)
-        self.spent = torch.zeros_like(self.row)
+        self.spent, self.since = torch.zeros_like(self.row), 0
         self.points = self.images
         return rows
 

@@ -55,8 +55,8 @@ def exhibits(network: Any, verdicts: Verdicts, plan: Plan, each: int = EACH) -> 
                         continue
                     pair, far = piece.pixels[:, place], float(piece.column.distance[index])
                     truth, fallen = int(piece.labels[index]), not stands[sample]
-                    if fallen and bool(piece.column.stands[index]):
-                        continue  # a later attack felled it: this point did not
+                    if (fallen and bool(piece.column.stands[index])) or far == 0:
+                        continue  # a later attack felled it, this point did not; or it is the image itself
                     known[sample] = Exhibit(tag, label, sample, truth, fallen, margin, far, pair, torch.empty(0))
         order = sorted(known.values(), key=lambda one: (one.margin, one.sample))
         found += [one for one in order if one.fallen][:each] + [one for one in order if not one.fallen][:each]

@@ -137,7 +137,7 @@ def _exhibit(one: Exhibit, names: Sequence[str]) -> dict[str, Any]:
     change = point - clean
     scale = pictures.amplification(float(change.abs().max()))
     images: list[dict[str, Any]] = []
-    for what, pixels, logits in (("clean", clean, one.logits[0]), ("adversarial", point, one.logits[1])):
+    for what, pixels, logits in (("clean", clean, one.logits[0]), ("attacked", point, one.logits[1])):
         probability, guess = logits.float().softmax(0).max(0)
         seen = {"name": names[int(guess)], "right": int(guess) == one.label, "probability": float(probability)}
         images.append({"what": what, "png": _png(pixels), "seen": seen})

@@ -24,7 +24,7 @@ def show(title: str, report: Report, names: Sequence[str]) -> None:
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(f"\n{title}: {report.images:,} images", markup=False)
-    figures = _table("", "threat model", "eps", "accuracy", "95 % interval", "right / images")
+    figures = _table("", "threat", "eps", "accuracy", "95 % interval", "right")
     for one in report.figures:
         name = f"  {one.name}" if one.part else one.name
         eps = f"{one.eps:.4g}" if one.eps else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from robust_train.attacks import apgd
 from robust_train.attacks.apgd import APGD, _start, checkpoints
+from robust_train.attacks.standing import Standing, rung
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, dlr, margin, targeted_dlr
 from robust_train.models.network import Network
@@ -232,3 +236,59 @@ def test_too_few_classes_are_named() -> None:
         APGD(Linf(0.1), 2, targets=2)(ManyClasses(classes=3), images, labels % 3, KEY)
     with pytest.raises(ValueError, match="DLR needs three classes, and the network has 2"):
         APGD(Linf(0.1), 2, "dlr")(ManyClasses(classes=2), images, labels % 2, KEY)
+
+
+def test_what_reduced_precision_takes_for_fooled_does_not_count_and_is_attacked_on() -> None:
+    """A network that in bfloat16 is wrong everywhere: only fresh float32 forwards set images aside."""
+
+    class Rough(ManyClasses):
+        precision = "bf16"
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * (1 if self.precision == "fp32" else -1)
+
+    images, labels = images_of(20)
+    network = Rough()
+    standing = APGD(Linf(1e-6), 12, compact=3).search(network, images, labels, KEY)
+    assert network.precision == "bf16"
+    assert standing.fallen.nonzero().flatten().tolist() == [0, 10], "those that are wrong when clean"
+    assert set(standing.steps[~standing.fallen].tolist()) == {13}, "the start and 12 steps, each claim refused"
+    assert network.seen > 18 * 12
+
+
+def test_from_the_image_itself_it_starts_there() -> None:
+    images, labels = images_of(10)
+    begun = []
+
+    class Seen(ManyClasses):
+        def forward(self, points: Tensor) -> Tensor:
+            begun.append(points.detach().clone())
+            return super().forward(points)
+
+    APGD(Linf(0.1), 2, start="zero", keep="best")(Seen(), images, labels, KEY)
+    assert_close(begun[0], images)
+
+
+def test_where_the_device_is_waited_for_sizes_are_rungs_and_reads_come_every_n_steps(monkeypatch) -> None:
+    """As on a GPU: the same verdicts, few sizes, and no read of the device but at packings."""
+    network = small()
+    images = torch.rand(40, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels, attack = network(images).argmax(1), APGD(Linf(0.04), 20, targets=3, compact=5)
+    eager = attack.search(network, images, labels, KEY)
+    sizes = set()
+    network.model[0].register_forward_pre_hook(lambda module, given: sizes.add(len(given[0])))
+    monkeypatch.setattr(apgd, "Standing", partial(Standing, waits=True))
+    with counting(torch.Size([6, 3, 3, 3]), [images, labels, *network.parameters()]) as counts:
+        waited = attack.search(network, images, labels, KEY)
+    assert torch.equal(waited.fallen, eager.fallen)
+    assert torch.equal(waited.steps, eager.steps)
+    assert_close(waited.found, eager.found, rtol=0, atol=1e-9)
+    assert sizes <= {rung(size) for size in range(1, 41)}
+    # at the start one; a packing or a run's end two and what it needs to index
+    assert counts["reads"] <= 1 + 3 * (3 + 1) * 3
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 7), (16, 16), (17, 18), (33, 36), (250, 256), (129, 144)])
+def test_a_rung_is_at_most_an_eighth_more(count: int, size: int) -> None:
+    assert rung(count) == size
+    assert count <= rung(count) <= 1.125 * count + 1e-9
