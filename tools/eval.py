@@ -177,13 +177,14 @@ def main(words: list[str]) -> None:
     identity = subject.identity(data)
 
     home = subject.home / "eval"
-    own = [home]
+    own, before = [home], []
 
     def store(plan: Plan) -> Store:
         kept = Store(home, {**identity, "versions": circumstances(device, began)["versions"]}, plan)
         own.append(kept.folder or home)
         if resumed := kept.resume():
             print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
+            before.append(f"{resumed} pieces were made by an earlier start: the seconds are of this one")
         return kept
 
     with watching(evaluation.images or data.validation_size()) as watch:
@@ -193,7 +194,7 @@ def main(words: list[str]) -> None:
     report = evaluation.report(verdicts, plan, seen)
     names = data.names()
     show(subject.title, report, names)
-    notes = said(subject, evaluation, plan)
+    notes = said(subject, evaluation, plan) + before
     for note in notes:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)

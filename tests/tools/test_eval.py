@@ -202,7 +202,8 @@ def test_the_same_command_again_makes_nothing_anew(small_run, tmp_path, capsys, 
     again = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert len(made) == count + 1
     assert "going on: 8 pieces" in capsys.readouterr().err
-    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert again["notes"] == [*first["notes"], "8 pieces were made by an earlier start: the seconds are of this one"]
+    assert {**again, "seconds": 0, "notes": []} == {**first, "seconds": 0, "notes": []}
 
 
 @pytest.mark.slow
