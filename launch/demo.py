@@ -26,7 +26,8 @@ def demo(path: Path) -> None:
         print(f"picture: {pictures[-1]} (clean, adversarial and difference images)")
     print(
         f"""next:
-  .venv/bin/python -m tools.eval {robust.folder} --eps 0.15            accuracy against eps, per class, a picture
+  .venv/bin/python -m tools.eval {robust.folder}                       accuracy against eps, per class, flags, a page
+  .venv/bin/python -m tools.eval {robust.folder} --attack autoattack   what the strongest attacks leave (minutes)
   .venv/bin/python -m launch.train configs/demo.yaml seed=1 folder=runs/demo-1       another seed
   .venv/bin/python -m launch.train configs/cifar/small.yaml --help                   every field of a run
   .venv/bin/python -m launch.train --list objectives                                 what else there is"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from scipy.ndimage import gaussian_filter
 
 from robust_train.data.corruptions import corrupt
 from robust_train.keyed import Key, integers, normal, uniform
+
+if importlib.util.find_spec("imagecorruptions") is None:
+    pytest.skip("could not import 'imagecorruptions': make peers", allow_module_level=True)
 
 SIZE = 224
 MEAN_DIFFERENCE = {  # grey levels, at most; most agree in every pixel
@@ -38,7 +42,8 @@ MEAN_DIFFERENCE = {  # grey levels, at most; most agree in every pixel
 def peer(monkeypatch: pytest.MonkeyPatch):
     """Its functions, on today's NumPy and scikit-image."""
     monkeypatch.setitem(sys.modules, "pkg_resources", SimpleNamespace(resource_filename=lambda *names: names[-1]))
-    found = pytest.importorskip("imagecorruptions").corruptions
+    from imagecorruptions import corruptions as found
+
     monkeypatch.setattr(np, "float_", np.float64, raising=False)
 
     def gaussian(x, sigma, multichannel=False, mode="nearest", truncate=4.0):
