@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from robust_train.attacks import apgd
-from robust_train.attacks.apgd import APGD, _start, checkpoints
+from robust_train.attacks.apgd import APGD, _checked, _seen, _start, _Walk, checkpoints
 from robust_train.attacks.standing import Standing, rung
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, dlr, margin, targeted_dlr
@@ -292,3 +293,23 @@ def test_where_the_device_is_waited_for_sizes_are_rungs_and_reads_come_every_n_s
 def test_a_rung_is_at_most_an_eighth_more(count: int, size: int) -> None:
     assert rung(count) == size
     assert count <= rung(count) <= 1.125 * count + 1e-9
+
+
+def test_eta_is_halved_where_the_loss_stands_still_and_a_first_loss_is_compared_with_zero() -> None:
+    """A checkpoint's two conditions apart: too few rises; or neither eta nor the best loss changed since the last."""
+    images = torch.zeros(4, 1, 2, 2)
+    walk = _Walk(Linf(0.1), 100, 0.2, images, torch.zeros(4).long(), None, torch.arange(4))
+    began = walk._begin(images, torch.full((4,), 3.0), images)
+    assert _seen(began, torch.full((4,), 2.0), images).rises.tolist() == [1.0] * 4, "2 is below the start's 3, above 0"
+    climb = replace(
+        began,
+        rises=torch.tensor([15.0, 16.0, 20.0, 20.0]),  # of 20; 15 is the share 0.75
+        reduced=torch.tensor([True, True, False, True]),
+        then=torch.full((4,), 3.0),
+        best_loss=torch.full((4,), 3.0),
+    )
+    checked = _checked(climb, 20)
+    assert checked.reduced.tolist() == [True, False, True, False]
+    assert_close(checked.size.flatten(), torch.tensor([0.1, 0.2, 0.1, 0.2]))
+    better = _checked(replace(climb, best_loss=torch.full((4,), 3.5)), 20)
+    assert better.reduced.tolist() == [True, False, False, False]

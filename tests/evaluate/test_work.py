@@ -10,7 +10,7 @@ import torch
 
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.pgd import PGD
-from robust_train.evaluate.trial import CLEAN, Trial
+from robust_train.evaluate.trial import CLEAN, Trial, tried
 from robust_train.evaluate.work import Found, Piece, Plan, Store, work
 from robust_train.keyed import Key
 from robust_train.nouns import Place
@@ -156,3 +156,14 @@ def test_the_seed_decides_the_draws(key: Key) -> None:
     one = pieces(plan=replace(PLAN, seed=key.seed))
     assert same(one, pieces(plan=replace(PLAN, seed=key.seed)))
     assert same(one, pieces()) == (key.seed == 5)
+
+
+def test_draws_follow_the_sample_and_not_its_place() -> None:
+    """The same image of a data set meets the same start wherever a list or a rank puts it."""
+    (batch,) = Middling(6).validation_batches(Place(), 6)
+    elsewhere = replace(batch, position=batch.position + 40)
+    other = replace(batch, sample=batch.sample + 40)
+    trial = Trial("linf/pgd1", PGD(BALL, 1, 0.01), (), "linf")
+    points = [tried(Linear(), one, trial, [], Key(5))[1] for one in (batch, elsewhere, other)]
+    assert torch.equal(points[0], points[1])
+    assert not torch.equal(points[0], points[2])
