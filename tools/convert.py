@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import CheckpointError, ConfigError, RunError, main_guard
-from tools.eval import number
+from tools.eval import number, of_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,16 +68,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what is converted")
-    what.add_argument(
-        "checkpoint", nargs="?", help="a run's folder (its best checkpoint, else its newest) or a checkpoint"
-    )
-    what.add_argument("--raw", action="store_true", help="the weights themselves where the run kept an average too")
-    what.add_argument("--model", metavar="NAME", help="instead of a checkpoint: a timm model by name")
-    what.add_argument("--weights", metavar="FILE", help="its weights: a local .safetensors, .pth or .pt file")
-    what.add_argument("--classes", type=int, default=1000, help="classes of --model (%(default)s)")
-    what.add_argument("--size", type=int, default=224, help="image side of --model (%(default)s)")
-    what.add_argument("--crop", type=number, help="middle share of images for --model (its own, as timm says it)")
+    of_network(parser.add_argument_group("what is converted"))
     to = parser.add_argument_group("to what")
     to.add_argument("--to", required=True, choices=FORMS, help="the form")
     to.add_argument("--out", required=True, metavar="PATH", help="a folder, or a .onnx or .pt2 file")

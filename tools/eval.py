@@ -66,12 +66,8 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number: write 0.03 or 8/255") from None
 
 
-def arguments(words: list[str]) -> argparse.Namespace:
-    """What the command line asks for."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.eval", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_argument_group("what is judged")
+def of_network(what: argparse._ArgumentGroup) -> None:
+    """The flags that name a network: those of robust_train.subject.Subject."""
     what.add_argument(
         "checkpoint", nargs="?", help="a run's folder (its best checkpoint, else its newest) or a checkpoint"
     )
@@ -81,6 +77,14 @@ def arguments(words: list[str]) -> argparse.Namespace:
     what.add_argument("--classes", type=int, default=1000, help="classes of --model (%(default)s)")
     what.add_argument("--size", type=int, default=224, help="image side of --model (%(default)s)")
     what.add_argument("--crop", type=number, help="middle share of images for --model (its own, as timm says it)")
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        "python -m tools.eval", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    of_network(parser.add_argument_group("what is judged"))
     where = parser.add_argument_group("on which images")
     where.add_argument("--data", metavar="URL", help="shards: a path, folder, glob, brace list or URL (the run's own)")
     where.add_argument(

@@ -35,8 +35,7 @@ def write_shards() -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The folder of real shards: ROBUST_TRAIN_DATA, or shared/data beside the repository."""
+    """The folder of real shards: ROBUST_TRAIN_DATA, or shared/data beside the repository. Mark what asks `data`."""
     folder = Path(os.environ.get("ROBUST_TRAIN_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    if not folder.exists():
-        pytest.skip("no real shards here: name their folder in ROBUST_TRAIN_DATA")
+    assert folder.exists(), f"{folder} does not exist: name the folder of real shards in ROBUST_TRAIN_DATA"
     return folder

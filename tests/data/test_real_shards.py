@@ -14,6 +14,8 @@ from robust_train.data import Shards
 from robust_train.data.augment import CropFlip, Inception
 from robust_train.nouns import Batch, Place
 
+pytestmark = pytest.mark.data
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> str:

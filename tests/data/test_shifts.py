@@ -287,7 +287,9 @@ def test_the_variants_of_imagenet_v2_are_found_in_one_folder(tmp_path, labels):
 # -- the real label files -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["given", "timm's"])
+@pytest.mark.parametrize(
+    "own", [pytest.param(False, marks=pytest.mark.data, id="given"), pytest.param(True, id="timm's")]
+)
 def test_the_published_counts_of_the_label_files(request, own):
     """Two sets of 200 classes that share 86; 50,000 reassessed images, of which 46,837 have a label."""
     files = LabelFiles(None if own else str(request.getfixturevalue("real") / "labels"))
@@ -304,6 +306,7 @@ def test_the_published_counts_of_the_label_files(request, own):
     assert sum(bool(right) for right in files.real) == 46_837
 
 
+@pytest.mark.data
 def test_the_indices_of_a_and_r_are_those_of_their_synsets(real):
     files = LabelFiles(str(real / "labels"))
     for which in ("a", "r"):
