@@ -170,8 +170,8 @@ def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
 def picture(run: Run, engine: Engine, attack: Attack, count: int = 8) -> bytes:
     """A PNG of the first validation images, clean, attacked, and their difference, with what the network says."""
     batch = next(run.data.validation_batches(Place(), count, count)).to(engine.device, engine.dtype)
-    with engine.using_average(), judged(engine.module), torch.no_grad():
-        key = Key(run.seed).of("picture").rows(batch.sample)
+    key = Key(run.seed).of("picture").rows(batch.sample)
+    with engine.using_average(), judged(engine.module, key), torch.no_grad():
         adversarial = attack(engine.module, batch.images, batch.targets, key)
         logits = engine.module(batch.images), engine.module(adversarial)
     return attack_picture(batch.images, adversarial, batch.targets, *logits, run.data.names())

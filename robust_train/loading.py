@@ -6,26 +6,26 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robust_train import checkpoint
 from robust_train.data.shards import Shards
-from robust_train.engines.saved import fit_weights
 from robust_train.models.blueprint import Blueprint
+from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
-from robust_train.nouns import Dataset, Model
+from robust_train.nouns import Dataset
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
+from robust_train.trained import is_ensemble, network_of
 
 
 def load(
     path: str | Path, device: str = "cpu", averaged: bool = True, model: str | None = None, **timm: Any
-) -> Network:
+) -> Network | Ensemble:
     """A network in eval mode and float32: pixels in [0, 1] to logits, for any attack.
 
         network = robust_train.load("runs/demo")                                # its best checkpoint, else its newest
         network = robust_train.load("runs/demo/checkpoints/00000440")
+        network = robust_train.load("runs/study/ensemble.yaml")                 # several, as one
         network = robust_train.load("resnet50.safetensors", model="resnet50")   # weights of a timm model
         network = robust_train.load("resnet50", classes=10, size=64)            # random weights
 
@@ -36,7 +36,7 @@ def load(
     path = Path(path)
     if path.is_file() and (path.parent / "manifest.json").is_file():
         path = path.parent  # the weights of a checkpoint: the run beside them says what they are of
-    if path.is_file():
+    if path.is_file() and not is_ensemble(path):
         if model is None:
             raise ConfigError(f"{path} says no model: name the timm model that its weights are of, model='resnet50'")
         return of_timm(model, device, str(path), **timm)
@@ -45,16 +45,7 @@ def load(
     if model is not None or timm:
         given = ", ".join(([] if model is None else ["model"]) + list(timm))
         raise ConfigError(f"{path} is no weights file, so {given} cannot be said of it: a checkpoint knows its model")
-    folder = checkpoint.find(path)
-    checkpoint.verify(folder)
-    run = run_of(folder)
-    network = bare(run).build(torch.device(device))
-    weights = checkpoint.read(folder, "weights")
-    if averaged:
-        weights |= {name: value.to(weights[name].dtype) for name, value in checkpoint.read(folder, "average").items()}
-    fit_weights(network.model, weights, str(folder), {})
-    network.precision = "fp32"
-    return network.eval()
+    return network_of(path, device, averaged)
 
 
 def run_of(path: str | Path) -> Run:
@@ -66,14 +57,6 @@ def run_of(path: str | Path) -> Run:
             f"{folder} is no checkpoint: it has no run.yaml. Name a run's folder, or a checkpoint in it."
         )
     return Run.load(folder / "run.yaml")
-
-
-def bare(run: Run) -> Run:
-    """The run without the weights file that its model began with: a checkpoint has its own."""
-    model: Model = run.network.model
-    if getattr(model, "weights", None) is None:
-        return run
-    return replace(run, network=replace(run.network, model=replace(model, weights=None)))  # type: ignore[type-var]
 
 
 def of_timm(

@@ -12,6 +12,7 @@ from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
 from robust_train.evaluate.shifts import preprocessing
 from robust_train.loading import load, of_timm, run_of, validation_of
+from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.nouns import Dataset, Threat, at
 from robust_train.read.errors import ConfigError
@@ -36,7 +37,7 @@ class Subject:
         if (self.checkpoint is None) == (self.model is None):
             raise ValueError("name a checkpoint, or a timm model by --model")
 
-    def network(self, device: str = "cpu") -> Network:
+    def network(self, device: str = "cpu") -> Network | Ensemble:
         """In eval mode and float32."""
         if self.model is not None:
             return of_timm(self.model, device, self.weights, self.classes, size=self.size)

@@ -13,23 +13,24 @@ FILES = sorted(path for folder in ("robust_train", "launch", "tools") for path i
 
 ROWS = [  # from the top down: a module may import rows below its own
     {"launch", "tools", "__main__", "command"},
-    {"train", "run", "job", "check", "forecast", "loading", "subject", "engines", "records", "checkpoint"},
+    {"train", "run", "job", "check", "forecast", "loading", "subject", "engines", "records"},
     {"evaluate", "objectives", "compress", "brain"},
+    {"trained"},
     {"attacks"},
     {"threats", "models", "data"},
-    {"keyed", "kernels", "read", "nouns", "losses", "vision"},
+    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint"},
 ]
 WITHIN = {  # and within its row only these
     "launch": {"command"},
     "tools": {"launch", "command"},
     "__main__": {"command"},
-    "job": {"run", "train", "check", "forecast", "engines", "records", "checkpoint"},
+    "job": {"run", "train", "check", "forecast", "engines", "records"},
     "train": {"engines", "records", "run"},
-    "run": {"engines", "records", "checkpoint"},
-    "engines": {"checkpoint", "records", "run"},  # records and run for their types only
-    "loading": {"run", "checkpoint", "engines"},
-    "subject": {"run", "checkpoint", "loading"},
-    "check": {"run", "engines", "checkpoint", "forecast"},
+    "run": {"engines", "records"},
+    "engines": {"records", "run"},  # records and run for their types only
+    "loading": {"run", "engines"},
+    "subject": {"run", "loading"},
+    "check": {"run", "engines", "forecast"},
     "forecast": {"run", "engines", "records"},
     "records": {"run"},
     "compress": {"objectives"},
@@ -37,6 +38,7 @@ WITHIN = {  # and within its row only these
     "keyed": set(),
     "kernels": {"keyed"},
     "read": {"nouns"},
+    "checkpoint": {"nouns", "read"},
     "losses": set(),
     "data": set(),
 }

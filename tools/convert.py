@@ -134,9 +134,9 @@ def main(words: list[str]) -> None:
 def trained_of(subject: Subject) -> Trained:
     """The network of a subject, and how it is built."""
     from robust_train.evaluate.shifts import preprocessing
-    from robust_train.loading import bare
     from robust_train.models.blueprint import Blueprint
     from robust_train.models.timm import Timm
+    from robust_train.trained import bare
 
     run = subject.run
     if run is None:
@@ -146,7 +146,7 @@ def trained_of(subject: Subject) -> Trained:
         return Trained(network, blueprint, shape, crop)
     data = run.data
     shape = (data.channels, data.size, data.size)
-    return Trained(subject.network(), bare(run).network, shape, getattr(data, "crop", 1.0))
+    return Trained(subject.network(), bare(run.network), shape, getattr(data, "crop", 1.0))
 
 
 def entry_of(asked: argparse.Namespace, subject: Subject) -> Entry:

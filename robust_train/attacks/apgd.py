@@ -84,12 +84,12 @@ class APGD(Attack):
         if self.keep == "fooled":
             return self.search(network, images, targets, key, loss).found
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             return self._ascend(Sight(network, self, loss), images, targets, None, key.of("run").at(0), None)
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found."""
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             standing = Standing(network, images, targets, key, self.compact)
             sight = Sight(network, self, loss)
             for run, rank in self._runs(standing.logits.shape[1]):

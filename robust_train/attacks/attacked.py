@@ -16,9 +16,10 @@ Drops = Literal["off", "frozen", "redrawn"]
 
 
 @contextmanager
-def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
+def attacked(network: Any, norm: Norm = "running", key: Key | None = None) -> Iterator[None]:
     """Hold `network` while it is attacked: parameters frozen, BatchNorm as said, gradients enabled; all restored.
 
+    key: of the network's own noise, where it has any; each forward draws anew, so that more of them see more of it.
     Freezing saves the activations kept for weight gradients (37 % of a ViT's) and keeps a compiled network from
     computing them. A plain nn.Module is set to eval mode (norm "running") or train mode with its statistics set aside;
     any other callable is left as it is. A module wrapped for distributed training is refused: its wrapper reduces
@@ -39,7 +40,7 @@ def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
         parameter.requires_grad_(False)
     own = getattr(module, "attacked", None)
     try:
-        with torch.enable_grad(), own(norm) if own is not None else _modes(module, norm):
+        with torch.enable_grad(), own(norm, key) if own is not None else _modes(module, norm):
             yield
     finally:
         for parameter in trained:
@@ -48,7 +49,10 @@ def attacked(network: Any, norm: Norm = "running") -> Iterator[None]:
 
 @contextmanager
 def masks(network: Any, drops: Drops, key: Key, step: int) -> Iterator[None]:
-    """Dropout and stochastic depth for one forward of an attack: off, one draw for all steps, or one each step."""
+    """Dropout and stochastic depth for one forward of an attack: off, one draw for all steps, or one each step.
+
+    The network's noise is as dropout is, except that off leaves it on, as in evaluation: one draw each forward.
+    """
     if not hasattr(network, "drops"):
         yield
         return

@@ -97,7 +97,7 @@ def worst(
     """[B, ...] from each image's worst candidate, the earlier where they are alike; without dropout, without a sync."""
     chosen: Tensor | None = None
     for candidate in candidates:
-        with attacked(network, norm), masks(network, "off", key, 0), torch.no_grad():
+        with attacked(network, norm, key), masks(network, "off", key, 0), torch.no_grad():
             logits = network(candidate)
             value, fooled = loss(logits, targets), 1 - correct(logits, targets)
         if chosen is None:

@@ -77,7 +77,7 @@ class CR(Attack):
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found."""
-        with attacked(network), masks(network, "off", key, 0):
+        with attacked(network, key=key), masks(network, "off", key, 0):
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing

@@ -81,7 +81,7 @@ class FAB(NearestAttack):
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         standing, points = self._search(network, images, targets, key, within)
         kept = standing.fallen.view(-1, *[1] * (images.dim() - 1))
-        with attacked(network):
+        with attacked(network, key=key):
             return measured(self.threat, standing.judge, images, targets, torch.where(kept, standing.found, points))
 
     def _search(
@@ -90,7 +90,7 @@ class FAB(NearestAttack):
         """What fell, by points as near as `within`; and the nearest points of the others, however far, [B, ...]."""
         points = images.clone()
         distance = torch.full_like(images.flatten(1)[:, :1].sum(1), torch.inf)
-        with attacked(network):
+        with attacked(network, key=key):
             standing = Standing(network, images, targets, key, self.compact)
             for run, (rank, restart) in enumerate(self._runs(standing.logits.shape[1])):
                 if not standing.count:

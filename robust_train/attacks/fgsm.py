@@ -96,7 +96,7 @@ class NFGSM(Attack):
         eps = number(self.threat.eps)
         wide = self.reach()
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             z = replace(self.threat, eps=self.noise * eps).start(images, key.of("start"))
             adversarial = wide.apply(images, z).requires_grad_()
             with masks(network, self.drops, key.of("drops"), 0):

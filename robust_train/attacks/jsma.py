@@ -64,7 +64,7 @@ class JSMA(Attack):
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
         points, rows = images.clone(), torch.arange(len(images), device=images.device)
         goals: Tensor | None = None
-        with attacked(network), exactly(network), masks(network, "off", key, 0):
+        with attacked(network, key=key), exactly(network), masks(network, "off", key, 0):
             for _ in range(self.steps):
                 point = points[rows].requires_grad_()
                 logits = full(network(point))

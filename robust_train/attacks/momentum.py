@@ -75,7 +75,7 @@ class MIFGSM(Attack):
         loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
         size = number(self.step_size)
         z, v = self.threat.zero(images), torch.zeros_like(images)
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             for step in range(self.steps):
                 point = self.threat.apply(images, z)
                 if self.look_ahead:

@@ -47,7 +47,7 @@ class MSD(Attack):
         """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
         loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
         first = self.threats[0]  # balls share their coordinates: z is the perturbation
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             z, best = first.zero(images), Best(first)
             for step in range(self.steps):
                 with masks(network, self.drops, key.of("drops"), step):

@@ -56,7 +56,7 @@ class OnePixel(Attack):
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts queries."""
-        with attacked(network), torch.no_grad():
+        with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, every=1)
             if not standing.count:
                 return standing

@@ -47,7 +47,7 @@ class PGD(Attack):
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
-        with attacked(network, self.norm):
+        with attacked(network, self.norm, key):
             z = self._first(images, key)
             best = Best(self.threat)
             for step in range(self.steps):

@@ -43,7 +43,7 @@ class QueryAscent(Attack):
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts steps of samples + 1 queries."""
-        with attacked(network), torch.no_grad():
+        with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing

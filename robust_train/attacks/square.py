@@ -78,7 +78,7 @@ class Square(Attack):
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts queries, the start's among them."""
-        with attacked(network), torch.no_grad():
+        with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, self.compact)
             if standing.count:
                 self._search(network, standing, loss)

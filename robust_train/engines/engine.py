@@ -18,6 +18,7 @@ from robust_train.engines.execution import part_size
 from robust_train.engines.optim import set_rate
 from robust_train.evaluate.accuracy import tally
 from robust_train.keyed import Key
+from robust_train.models.weights import fit_weights
 from robust_train.nouns import Attack, Batch, Loss, Place, at
 from robust_train.read.errors import ConfigError, NumericsError
 
@@ -271,7 +272,7 @@ class Engine(ABC):
 
     def begin_with(self, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
         """Begin a run with weights from elsewhere; those in `new` stay as they are (another head)."""
-        saved.fit_weights(self.module.model, weights, source, new)
+        fit_weights(self.module.model, weights, source, new)
         self.weights_changed()
         if self.run.average is not None:
             self.averaged = self.run.average.start(self)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from robust_train import checkpoint
 from robust_train.engines.average import shares
+from robust_train.models.weights import fit_weights
 from robust_train.read.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -85,32 +85,6 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
     if engine.place.leads:
         checkpoint.mark_best(engine.run.path, engine.best_checkpoint, engine.best)
     return position["records"]
-
-
-def fit_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
-    """Load weights by name; those in `new` come first. CheckpointError names what is missing, unknown or misshapen."""
-    own = model.state_dict()
-    offered = {**weights, **new}
-    found = {
-        "missing": [name for name in own if name not in offered],
-        "unknown": [name for name in offered if name not in own],
-        "of another shape": [
-            f"{name} {tuple(offered[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own
-            if name in offered and offered[name].shape != own[name].shape
-        ],
-    }
-    wrong = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in found.items()
-        if names
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{source} holds another model than the run's: {'; '.join(wrong)}. Name the run's own checkpoint, or give "
-            "the run another folder."
-        )
-    model.load_state_dict(offered)
 
 
 def _optimiser(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from robust_train.evaluate.probe import Probe
 from robust_train.keyed import Key
 from robust_train.losses import correct
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch
 
 
@@ -42,7 +43,7 @@ def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tup
     Robust means right on the clean image and on the attacked one. Verdicts are fresh float32 forwards. The key's rows
     are the samples' identities, so a verdict does not depend on the chunk or device that an image is in.
     """
-    with judged(network), torch.no_grad():
+    with judged(network, key.of("verdict").rows(batch.sample)), torch.no_grad():
         clean = correct(network(batch.images), batch.targets)
         if attack is None:
             return clean, clean, batch.images
@@ -61,21 +62,23 @@ def tally(network: Any, batches: Iterable[Batch], attack: Attack | None, key: Ke
 
 
 @contextmanager
-def judged(network: Any) -> Iterator[None]:
-    """Eval mode and float32 for a while; modes restored exactly."""
+def judged(network: Any, key: Key | None = None) -> Iterator[None]:
+    """Eval mode and float32 for a while, the network's own noise drawn from `key`; everything restored exactly."""
     if not isinstance(network, torch.nn.Module):
         yield
         return
-    ours: Any = network  # of another module there is only the mode
     modes = {module: module.training for module in network.modules()}
-    before = (ours.precision, ours.norms.use, ours.norms.record) if hasattr(network, "norms") else None
+    ours = [module for module in network.modules() if isinstance(module, Network)]  # several in an ensemble
+    before = [(one.precision, one.norms.use, one.norms.record) for one in ours]
     network.eval()
-    if before is not None:
-        ours.precision = "fp32"
+    for one in ours:
+        one.precision = "fp32"
+    noise = getattr(network, "noise", None)
     try:
-        yield
+        with nullcontext() if key is None or noise is None else noise(key):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        if before is not None:
-            ours.precision, ours.norms.use, ours.norms.record = before
+        for one, (precision, use, record) in zip(ours, before, strict=True):
+            one.precision, one.norms.use, one.norms.record = precision, use, record

@@ -63,7 +63,7 @@ def looked(
     if "broken" in batch.extra:
         batch = batch[batch.extra["broken"] == 0]
     mode = set_to_train(network)
-    with judged(network), seeded(key.of("looked"), batch):
+    with judged(network), seeded(network, key.of("looked"), batch):
         randomised = random_forward(network, batch)
         chance = bool(randomised.raised)
         return (

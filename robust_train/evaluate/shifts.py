@@ -13,6 +13,7 @@ from robust_train.data.shift import Shift
 from robust_train.data.shifts import ImageNet, ObjectNet, SomeClasses
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.report import Figure
+from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 
@@ -56,7 +57,7 @@ def shifted(
     """
     right = count = 0
     seen = watch(shift.label)
-    with judged(network), torch.no_grad():
+    with judged(network, Key(0)), torch.no_grad():
         for batch in shift.validation_batches(Place(), chunk, images):
             batch = batch[batch.extra["broken"] == 0].to(device)
             if not len(batch):

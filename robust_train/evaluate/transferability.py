@@ -289,7 +289,7 @@ def _answers(networks: Sequence[tuple[str, Any]], batch: Batch, points: Tensor, 
     rows = wanted.nonzero().flatten()
     there = rows.to(points.device)
     for column, (_, network) in enumerate(networks if len(rows) else ()):
-        with judged(network), seeded(key, batch), torch.no_grad():
+        with judged(network), seeded(network, key, batch[there]), torch.no_grad():
             right[rows, column] = correct(full(network(points[there])), labels[there]).cpu()
     return right
 

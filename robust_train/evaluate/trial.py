@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ def tried(
     rows = (right > 0).nonzero().flatten().to(batch.images.device)
     far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
     gap = torch.full((count,), torch.nan)
-    with judged(network), seeded(key, batch):
+    with judged(network), seeded(network, key, batch[rows]):
         if len(rows) and trial.attack is not None:
             found = attempted(network, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
             points[rows], spent = found
@@ -120,10 +120,15 @@ def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
 
 
 @contextmanager
-def seeded(key: Key, batch: Batch) -> Iterator[None]:
-    """torch's own generator set from the chunk's first sample, for networks that draw from it; put back after."""
+def seeded(network: Any, key: Key, batch: Batch) -> Iterator[None]:
+    """A network's own randomness made a function of the key and the images, for as long as they are judged.
+
+    Our networks' noise is drawn by sample. For others torch's generator is set from the first sample, and put back.
+    """
     devices = [batch.images.device] if batch.images.is_cuda else []
     first = int(batch.sample[0]) if len(batch) else 0
-    with torch.random.fork_rng(devices):
+    noise = getattr(network, "noise", None)
+    own = nullcontext() if noise is None else noise(key.of("network").rows(batch.sample))
+    with own, torch.random.fork_rng(devices):
         torch.manual_seed(key.of("network").at(first).seed & (2**63 - 1))
         yield

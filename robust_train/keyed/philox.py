@@ -27,7 +27,6 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tu
 
 
 def _product(multiplier: int, word: Word) -> tuple[Word, Word]:
-    """High and low word of a 32 x 32 bit product, split at 16 bits so that it fits signed 64-bit integers."""
-    low = multiplier * (word & 0xFFFF)
-    upper = multiplier * (word >> 16) + (low >> 16)  # the product without its low 16 bits: below 2^49
-    return upper >> 16, ((upper & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low word of a 32 x 32 bit product. Tensors wrap at 64 bits: the bits are right, the sign is masked."""
+    whole = multiplier * word
+    return (whole >> 32) & LOW, whole & LOW

@@ -1,5 +1,5 @@
 """Models: what turns images into logits."""
 
-from robust_train.models import cifar_resnet, convstem, small_cnn, timm
+from robust_train.models import cifar_resnet, convstem, small_cnn, timm, v1
 
-__all__ = ["cifar_resnet", "convstem", "small_cnn", "timm"]
+__all__ = ["cifar_resnet", "convstem", "small_cnn", "timm", "v1"]

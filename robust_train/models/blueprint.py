@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from robust_train.models.activations import Activation, replace_relus
+from robust_train.models.front import FrontEnd, mount
 from robust_train.models.network import Network, Precision
 from robust_train.nouns import Model
 from robust_train.read.errors import ConfigError
@@ -17,8 +18,9 @@ class Blueprint:
     """A model, and what stands around it: normalisation, BatchNorm groups, activation, checkpointing."""
 
     model: Model  # the model itself: {use: timm, name: resnet18}, {use: small-cnn}, ...
-    mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: the model's own, or 0
-    std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the model's own, or 1
+    mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: the front's, the model's
+    std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the front's or model's own, or 1
+    front: FrontEnd | None = None  # in place of the model's stem: {use: v1, ...}; null: the model's own stem
     group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
     activation: Activation | None = None  # in place of every ReLU (softplus: beta 10); null: the model's own
     checkpointing: bool = False  # recompute each block in the backward: less memory, one forward more an update
@@ -35,6 +37,8 @@ class Blueprint:
         model = self.model.build(classes, channels, size)
         if self.activation is not None:
             replace_relus(model, self.activation)
+        if self.front is not None:
+            mount(model, self.front, channels, size)
         mean, std = self._normalisation(model, channels)
         stages = tuple(self.model.stages(model))
         network = Network(
@@ -57,7 +61,10 @@ class Blueprint:
         own = getattr(model, "pretrained_cfg", None) or {}
         chosen = []
         for name, given, neutral in (("mean", self.mean, 0.0), ("std", self.std, 1.0)):
-            values = tuple(given if given is not None else own.get(name, (neutral,) * channels))
+            if given is None and self.front is not None:
+                values = getattr(self.front, name)
+            else:
+                values = tuple(given if given is not None else own.get(name, (neutral,) * channels))
             if len(values) not in (1, channels):
                 if given is not None:
                     raise ConfigError(

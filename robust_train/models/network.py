@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_train.keyed import Key
 from robust_train.keyed.drops import Masks
+from robust_train.keyed.noise import Mode, Noise, connect
 from robust_train.losses import full
 from robust_train.models.batchnorm import GroupedBatchNorm, Norms, group_batchnorms
 from robust_train.models.drops import refuse_unkeyed, replace_drops
@@ -28,6 +29,9 @@ class Network(nn.Module):
     BatchNorm works on groups of consecutive images, dropout and stochastic depth on keyed masks:
 
         with network.drops(key): logits = network(images)
+
+    Noise that is part of the network (a V1 front end's) is drawn in evaluation too, by the same key, or by one of
+    its own where masks are off: `with network.noise(key)`.
 
     `train()` means group statistics, `eval()` running ones, as in PyTorch; `using` changes that for a while.
     The model's parameters and buffers keep timm's names; mean and std are not saved (they stand in the run).
@@ -54,9 +58,11 @@ class Network(nn.Module):
         self.channels_last = channels_last
         self.norms = Norms(group)
         self.masks = Masks()
+        self.noises = Noise()
         self.attacking = False  # an attack holds the network: engines hand it the plain module
         replace_drops(model, self.masks)
         refuse_unkeyed(model)
+        self.noisy = connect(model, self.noises)  # names of the layers that draw noise
         self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.norms)
         self.model = model  # weights stay contiguous: DeepSpeed flattens and sends them as they lie
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
@@ -77,6 +83,8 @@ class Network(nn.Module):
         # a compiled model looks for no hooks that came after its compilation: it would leave them out in silence
         model = self.model._call_impl if hooks else self.model
         self.norms.images = len(images)
+        if self.noisy:
+            self.noises.begin()
         try:
             normal = (images - self.mean) / self.std
             if self.channels_last:
@@ -105,17 +113,31 @@ class Network(nn.Module):
 
     @contextmanager
     def drops(self, key: Key | None) -> Iterator[None]:
-        """Dropout and stochastic depth on, with masks that `key` and its rows decide; None: off."""
-        with self.masks.using(key):
+        """Dropout and stochastic depth on, with masks that `key` and its rows decide; None: off.
+
+        A key decides the network's noise too: forwards under one key have the same. None leaves noise as it is.
+        """
+        with self.masks.using(key), nullcontext() if key is None else self.noises.using(key.of("noise"), exact=True):
             yield
 
     @contextmanager
-    def attacked(self, norm: Literal["running", "group"]) -> Iterator[None]:
-        """For an attack: statistics as said, none recorded, forwards through the plain module."""
+    def noise(self, key: Key | None = None, mode: Mode | None = None) -> Iterator[None]:
+        """The network's noise by `key` and its rows: forwards that follow each other draw other noise, in order.
+
+        mode: "off", "fixed" (one draw for each image, at every forward) or "drawn"; None: as it is.
+        """
+        by = nullcontext() if key is None else self.noises.using(key.of("noise"))
+        with by, nullcontext() if mode is None else self.noises.switched(mode):
+            yield
+
+    @contextmanager
+    def attacked(self, norm: Literal["running", "group"], key: Key | None = None) -> Iterator[None]:
+        """For an attack: statistics as said, none recorded, forwards through the plain module, noise by `key`."""
         before = self.norms.use, self.norms.record, self.attacking
         self.norms.use, self.norms.record, self.attacking = norm, False, True
         try:
-            yield
+            with self.noise(key):
+                yield
         finally:
             self.norms.use, self.norms.record, self.attacking = before
 

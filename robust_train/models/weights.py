@@ -9,7 +9,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_train.read.errors import CheckpointError, nearest
 
@@ -36,6 +36,32 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return weights
+
+
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
+    """Load weights by name; those in `new` come first. CheckpointError names what is missing, unknown or misshapen."""
+    own = model.state_dict()
+    offered = {**weights, **new}
+    found = {
+        "missing": [name for name in own if name not in offered],
+        "unknown": [name for name in offered if name not in own],
+        "of another shape": [
+            f"{name} {tuple(offered[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in offered and offered[name].shape != own[name].shape
+        ],
+    }
+    wrong = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in found.items()
+        if names
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} holds another model than the run's: {'; '.join(wrong)}. Name the run's own checkpoint, or give "
+            "the run another folder."
+        )
+    model.load_state_dict(offered)
 
 
 def _absent(path: Path) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.report import Report
 from robust_train.evaluate.work import Plan, Verdicts
+from robust_train.keyed import Key
 from robust_train.losses import full
 from robust_train.records import pictures
 
@@ -69,7 +70,7 @@ def _seen(network: Any, found: Sequence[Exhibit]) -> list[Exhibit]:
         return []
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     pixels = torch.stack([one.pixels for one in found], 1).to(device).float().div(255)
-    with judged(network), torch.no_grad():
+    with judged(network, Key(0)), torch.no_grad():
         logits = torch.stack([full(network(images)).cpu() for images in pixels], 1)
     return [Exhibit(**{**vars(one), "logits": seen}) for one, seen in zip(found, logits, strict=True)]
 
