@@ -90,7 +90,7 @@ class KeyedNoise(nn.Module):
             return None
         if self.source.words is None:
             self.source.begin()
-        words = self.source.words.to(like.device)  # type: ignore[union-attr]
+        words = self.source.words.to(like.device, non_blocking=True)  # type: ignore[union-attr]
         return standard_normal((words[0], words[1]), self.source.rows(len(like), like.device), like, self.stream)
 
 
