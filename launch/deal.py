@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from launch.cluster import joined, nodes
 from robust_train.read.errors import ConfigError
@@ -12,9 +12,22 @@ from robust_train.read.errors import ConfigError
 if TYPE_CHECKING:
     from robust_train.evaluate.robustness import Deal
     from robust_train.evaluate.work import Found, Piece, Plan
-    from robust_train.subject import Subject
+    from robust_train.nouns import Dataset
 
 TIMES = 3  # a process that dies is started again so often; what it had given is not given twice
+
+
+class Subject(Protocol):
+    """What is judged, as a value that travels: a network and its images (robust_train.subject), a panel of many."""
+
+    def at(self, folder: str) -> Subject:
+        """The same, its relative paths taken from `folder`."""
+
+    def network(self, device: str) -> Any:
+        """What `work` is given to judge."""
+
+    def images(self) -> Dataset:
+        """What it is judged on."""
 
 
 def dealt(

@@ -1,4 +1,4 @@
-"""Submit a run to a Ray cluster as a job: this working tree, the run, and what it needs of the environment.
+"""Submit a run or a sweep to a Ray cluster as a job: this working tree, the run, what it needs of the environment.
 
 What .gitignore and .rayignore name (data, runs, environments) is left out, so data paths must be absolute, or relative
 to the folder that the cluster works in: $ROBUST_TRAIN_HOME, else ~/robust_train there. The logs are followed; the exit
@@ -34,22 +34,34 @@ def main(words: list[str]) -> None:
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable to hand on")
     parser.add_argument("--no-wait", action="store_true", help="do not follow the logs")
+    parser.add_argument("--sweep", action="store_true", help="the file is a sweep: many runs, done by launch.sweep")
     arguments = parser.parse_intermixed_args(words)
     if command.inform(arguments, parser):
         return
-    run = command.read(arguments, None)  # every mistake is found before anything is sent
+    said = whole(arguments)  # every mistake is found before anything is sent
     if arguments.dry_run:
-        print(run.dump(), end="")
+        print(said, end="")
         return
     client = reach(arguments.address or os.environ.get("RAY_ADDRESS"))
     sent = {"working_dir": str(ROOT), "env_vars": variables(arguments.env)}
-    job = submit(client, entrypoint(arguments), sent)
+    job = submit(client, entrypoint(arguments, "launch.sweep" if arguments.sweep else "launch.train"), sent)
     print(f"{job}: ray job logs {job} --follow, and ray job stop {job}; submitted again, the run goes on", flush=True)
     if not arguments.no_wait:
         sys.exit(follow(client, job))
 
 
-def entrypoint(arguments: argparse.Namespace) -> str:
+def whole(arguments: argparse.Namespace) -> str:
+    """The run as YAML, or the runs of a sweep in lines. Raises ConfigError for every mistake in them."""
+    if not arguments.sweep:
+        return command.read(arguments, None).dump()
+    from launch.sweep import Sweep, listed
+
+    if arguments.run is None:
+        raise ConfigError("name a sweep: python -m launch.submit --sweep configs/debug/v1-sweep.yaml")
+    return "\n".join([*listed(Sweep.load(arguments.run, arguments.settings)), ""])
+
+
+def entrypoint(arguments: argparse.Namespace, program: str = "launch.train") -> str:
     """The command that the job runs, in the root of the tree. Raises ConfigError where the run's file is not in it."""
     path = Path(arguments.run).resolve()
     if not path.is_relative_to(ROOT):
@@ -58,7 +70,7 @@ def entrypoint(arguments: argparse.Namespace) -> str:
             "instance into configs/."
         )
     checked = ["--check"] if arguments.check else []
-    words = ["python", "-m", "launch.train", path.relative_to(ROOT).as_posix(), *arguments.settings, *checked]
+    words = ["python", "-m", program, path.relative_to(ROOT).as_posix(), *arguments.settings, *checked]
     return shlex.join(words)
 
 

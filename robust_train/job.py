@@ -17,7 +17,7 @@ from robust_train.check import check, check_room, writable
 from robust_train.engines.engine import Engine, RollBack
 from robust_train.engines.execution import part_size
 from robust_train.evaluate.accuracy import judged
-from robust_train.forecast import forecast
+from robust_train.forecast import Forecast, forecast
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Place, at
 from robust_train.read.errors import ConfigError
@@ -56,6 +56,12 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
 
 def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> list[str]:
     """All that `do` looks at beforehand, and the forecast for so many devices, in words. Writes nothing of the run."""
+    lines, expected = foreseen(run, make, place, devices)
+    return [*lines, f"forecast: {expected}"]
+
+
+def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> tuple[list[str], Forecast]:
+    """The same, the forecast as figures."""
     same(run)
     writable(run.path)
     run.data.prepare()
@@ -69,7 +75,7 @@ def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: 
         if newest is not None:
             engine.load(newest)
             lines.append(f"goes on from update {engine.updates:,} ({newest})")
-        return [*lines, f"forecast: {forecast(alone, engine, devices)}"]
+        return lines, forecast(alone, engine, devices)
 
 
 def finished(run: Run) -> dict[str, Any]:

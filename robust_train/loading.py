@@ -15,7 +15,7 @@ from robust_train.models.timm import Timm
 from robust_train.nouns import Dataset
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
-from robust_train.trained import is_ensemble, network_of
+from robust_train.trained import ENDINGS, is_ensemble, network_of
 
 
 def load(
@@ -40,7 +40,7 @@ def load(
         if model is None:
             raise ConfigError(f"{path} says no model: name the timm model that its weights are of, model='resnet50'")
         return of_timm(model, device, str(path), **timm)
-    if not path.exists() and path.name == str(path):
+    if not path.exists() and path.name == str(path) and path.suffix not in ENDINGS:
         return of_timm(str(path), device, **timm)
     if model is not None or timm:
         given = ", ".join(([] if model is None else ["model"]) + list(timm))

@@ -11,19 +11,22 @@ from robust_train import checkpoint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
 from robust_train.evaluate.shifts import preprocessing
+from robust_train.keyed.noise import Mode
 from robust_train.loading import load, of_timm, run_of, validation_of
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
+from robust_train.models.noise import draws, settle
 from robust_train.nouns import Dataset, Threat, at
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
+from robust_train.trained import Members, home_of, is_ensemble, named_by
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and its images. Any process that reaches the same files makes the same of it."""
+    """A network, or several as one, and its images. Any process that reaches the same files makes the same of it."""
 
-    checkpoint: str | None = None  # a run's folder (its best checkpoint, else its newest) or a checkpoint
+    checkpoint: str | None = None  # a run's folder (its best, else its newest), a checkpoint, an ensemble's file
     model: str | None = None  # instead: a timm model by name, with local weights
     weights: str | None = None
     classes: int = 1000  # of a timm model
@@ -32,17 +35,32 @@ class Subject:
     averaged: bool = True  # the averaged weights, where the run kept them
     data: str | None = None  # shards; None: the run's validation images
     listed: str | None = None  # file of image names, one a line: those alone
+    noise: Mode = "drawn"  # of the network itself: as in training; fixed: one draw for all images; off
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.model is None):
             raise ValueError("name a checkpoint, or a timm model by --model")
 
     def network(self, device: str = "cpu") -> Network | Ensemble:
-        """In eval mode and float32."""
+        """In eval mode and float32, its noise as asked for. ConfigError where it has none to be fixed or off."""
         if self.model is not None:
-            return of_timm(self.model, device, self.weights, self.classes, size=self.size)
-        assert self.checkpoint is not None
-        return load(self.checkpoint, device, self.averaged)
+            made: Network | Ensemble = of_timm(self.model, device, self.weights, self.classes, size=self.size)
+        else:
+            assert self.checkpoint is not None
+            made = load(self.checkpoint, device, self.averaged)
+        if self.noise != "drawn":
+            settle(made, self.noise, self.shape)
+        return made
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: channels, side, side."""
+        run = self.run
+        return (3, self.size, self.size) if run is None else (run.data.channels, run.data.size, run.data.size)
+
+    def noise_of(self, network: Network | Ensemble) -> Mode | None:
+        """How the noise of its network is treated; None where it has none."""
+        return self.noise if self.noise != "drawn" or draws(network, self.shape) else None
 
     def images(self) -> Dataset:
         """The data set whose validation images are judged, prepared."""
@@ -66,8 +84,13 @@ class Subject:
 
     @property
     def run(self) -> Run | None:
-        """The run that a checkpoint was saved with."""
-        return None if self.checkpoint is None else run_of(self.checkpoint)
+        """The run that a checkpoint was saved with; of an ensemble its first member's."""
+        return None if self.checkpoint is None else run_of(named_by(self.checkpoint)[0])
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The checkpoint, or those of an ensemble's members; none for a timm model."""
+        return () if self.checkpoint is None else tuple(checkpoint.find(one) for one in named_by(self.checkpoint))
 
     @property
     def threat(self) -> Threat | None:
@@ -80,7 +103,9 @@ class Subject:
 
     @property
     def source(self) -> str:
-        """The file or folder that the weights came from."""
+        """The file or folder that the weights came from; of an ensemble its file."""
+        if self.checkpoint is not None and is_ensemble(self.checkpoint):
+            return self.checkpoint
         return str(self.weights or checkpoint.find(self.checkpoint or ""))
 
     @property
@@ -90,26 +115,44 @@ class Subject:
 
     @property
     def home(self) -> Path:
-        """The folder of the run that a checkpoint belongs to; for a timm model runs/NAME below the working folder."""
-        if self.checkpoint is None:
-            return Path("runs") / str(self.model)
-        path = Path(self.checkpoint)
-        path = path.parent if path.is_file() else path
-        return path.parent.parent if path.parent.name == "checkpoints" else path
+        """The folder of the run that a checkpoint belongs to; for a timm model runs/NAME below the working folder.
+
+        For an ensemble a folder beside its file, named like it.
+        """
+        return Path("runs") / str(self.model) if self.checkpoint is None else home_of(self.checkpoint)
 
     @property
     def picked(self) -> bool:
-        """Whether the weights are those that did best in the run's validation, on the very images that are judged."""
-        if self.checkpoint is None or self.data is not None:
+        """Whether the weights are those that did best in the run's validation, on the very images that are judged.
+
+        Of an ensemble: whether any member's are.
+        """
+        if self.data is not None:
             return False
-        folder = checkpoint.find(self.checkpoint)
-        return checkpoint.best(folder.parent.parent) == folder
+        return any(checkpoint.best(folder.parent.parent) == folder for folder in self.checkpoints)
+
+    def fitted_on(self, data: Dataset) -> bool:
+        """Whether the shares of an ensemble's members were fitted on images of these shards."""
+        if self.checkpoint is None or not is_ensemble(self.checkpoint):
+            return False
+        seen = (Members.load(Path(self.checkpoint)).fitted or {}).get("data", {})
+        return not set(seen.values()).isdisjoint(data.checksums().values())
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the weights: of a file, of a checkpoint's manifest; of an ensemble of its file and its members'."""
+        own = checksum(Path(self.source))
+        if self.checkpoint is None or not is_ensemble(self.checkpoint):
+            return own
+        whole = " ".join([own, *(checksum(folder) for folder in self.checkpoints)])
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def identity(self, data: Dataset) -> dict[str, Any]:
         """What its verdicts are a function of: checksums of weights and images. Reads the weights once."""
         shards = {shard_name(url): digest for url, digest in data.checksums().items()}
-        own = {"weights": checksum(Path(self.source)), "averaged": self.averaged, "model": self.model, "data": shards}
-        return own if self.listed is None else {**own, "listed": checksum(Path(self.listed))}
+        own = {"weights": self.digest, "averaged": self.averaged, "model": self.model, "data": shards}
+        own |= {} if self.listed is None else {"listed": checksum(Path(self.listed))}
+        return own if self.noise == "drawn" else {**own, "noise": self.noise}
 
     def at(self, folder: str) -> Subject:
         """The same, its relative paths taken from `folder`: for another process."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import robust_train.data  # noqa: F401  data sets are read by name: a run names one
 from robust_train import checkpoint
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.ensemble import Ensemble, Mean
@@ -61,13 +63,7 @@ def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: b
     path = Path(path)
     if is_ensemble(path):
         found = Members.load(path)
-        members = [network_of(member, device, averaged) for member in found.members]
-        if any(isinstance(member, Ensemble) for member in members):
-            raise ConfigError(f"{path}: a member is an ensemble itself: name its members instead")
-        try:
-            return Ensemble(members, found.mean, found.weights).to(device).eval()  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return together(path, found.members, found.mean, found.weights, device, averaged)
     folder = checkpoint.find(path)
     checkpoint.verify(folder)
     recipe = recipe_of(folder)
@@ -83,9 +79,55 @@ def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: b
     return network.to(device).eval()
 
 
+def together(
+    path: Path,
+    members: Sequence[str],
+    mean: Mean,
+    weights: Sequence[float] | None,
+    device: torch.device | str = "cpu",
+    averaged: bool = True,
+) -> Ensemble:
+    """The ensemble of some checkpoints, in eval mode; path: of its file, for messages."""
+    networks: list[Any] = [network_of(folder, device, averaged) for folder in checkpoints_of(path, members)]
+    try:
+        return Ensemble(networks, mean, weights).to(device).eval()
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def is_ensemble(path: str | Path) -> bool:
     """Whether a path names an ensemble's file."""
     return Path(path).suffix in ENDINGS and Path(path).is_file()
+
+
+def named_by(path: str | Path) -> tuple[str | Path, ...]:
+    """What a path names: the members of an ensemble's file, or itself."""
+    return Members.load(Path(path)).members if is_ensemble(path) else (path,)
+
+
+def home_of(path: str | Path) -> Path:
+    """Where what is found of a network goes: its run's folder; of an ensemble one beside its file, named like it."""
+    path = Path(path)
+    if is_ensemble(path):
+        return path.with_suffix("")
+    path = path.parent if path.is_file() else path
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def checkpoints_of(path: Path, members: Sequence[str]) -> list[Path]:
+    """The members' checkpoints. ConfigError where one is an ensemble itself, or takes other images than the first."""
+    folders: list[Path] = []
+    seen: dict[tuple[int, int], str] = {}
+    for member in members:
+        if is_ensemble(member):
+            raise ConfigError(f"{path}: its member {member} is an ensemble itself. Name that one's members instead.")
+        folders.append(checkpoint.find(member))
+        data = recipe_of(folders[-1]).data
+        seen.setdefault((data.channels, data.size), member)
+    if len(seen) > 1:
+        takes = " and ".join(f"{channels} x {size} x {size} ({name})" for (channels, size), name in seen.items())
+        raise ConfigError(f"{path}: its members take images of {takes}. Name members that see the same images.")
+    return folders
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shipped import CONFIGS, ROOT, RUNS, SWEEPS
 
+from launch.sweep import Sweep
 from robust_train.read.help import undocumented
 from robust_train.run import Run
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_configuration_loads_and_survives_being_written(path: Path) -> None:
     run = Run.load(path)
     assert Run.load(run.dump()) == run
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_sweep_loads_into_runs_that_survive_being_written(path: Path) -> None:
+    sweep = Sweep.load(path)
+    assert Path(sweep.run) in RUNS
+    for run in sweep.runs().values():
+        assert Run.load(run.dump()) == run
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from shipped import RUNS
 from torch import Tensor
 from torch.testing import assert_close
 
+from launch.sweep import Sweep
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
 from robust_train.engines.execution import part_size
+from robust_train.job import FREE
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, at
@@ -24,7 +27,8 @@ from robust_train.run import Run
 from robust_train.threats.l1 import L1
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-PRESETS = sorted(str(path.relative_to(CONFIGS))[: -len(".yaml")] for path in CONFIGS.glob("*/*.yaml"))
+ALL = {str(path.relative_to(CONFIGS))[: -len(".yaml")]: path for path in sorted(CONFIGS.glob("*/*.yaml"))}
+PRESETS = sorted(name for name, path in ALL.items() if path in RUNS)
 DEBUG = [name for name in PRESETS if name.startswith("debug/")]
 TINY = [name for name in PRESETS if name.startswith("tinyimagenet/")]
 IMAGES = {"imagenet": 1_281_167, "cifar": 50_000}
@@ -103,7 +107,7 @@ def rising(images: Tensor) -> Tensor:
 # -- all of them ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_head_of_a_preset_says_its_source_what_was_published_and_what_was_reached(name: str) -> None:
     head = []
     for line in (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
@@ -271,6 +275,99 @@ def test_networks_with_a_stem_begin_at_the_clean_run_of_the_same_network(name: s
     assert (clean.objective.cost(), robust.objective.cost()) == (3, 2 * 2 + 1 + 3)
     assert robust.objective.attack.threat.eps == 4 / 255
     assert [rate(robust, epoch) for epoch in (0, 20, 160, 300)] == pytest.approx([1e-7, 1e-3, 5e-4, 0])
+
+
+# -- simulated V1 -----------------------------------------------------------------------------------
+
+V1_EPOCHS = {"v1/voneresnet50": 70, "v1/evnet-resnet50": 50}
+STUDY = ["v1/tinyimagenet", "v1/imagenet"]
+
+
+@cache
+def study(name: str) -> dict[str, Run]:
+    """The runs of the first seed of a sweep, by their names."""
+    sweep = replace(Sweep.load(CONFIGS / f"{name}-sweep.yaml"), seeds=(0,))
+    return {run.name: run for run in sweep.runs().values()}
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_study_has_eight_variants_of_512_cells_and_three_seeds(name: str) -> None:
+    assert Sweep.load(CONFIGS / f"{name}-sweep.yaml").seeds == (0, 1, 2)
+    fronts = {title: run.network.front for title, run in study(name).items()}
+    assert len(fronts) == len(set(fronts.values())) == 8
+    assert {front.simple + front.complex for front in fronts.values()} == {512}
+    assert len({front.seed for front in fronts.values()}) == 1  # the cells differ by what is said of them only
+    assert (fronts["only-simple"].complex, fronts["only-complex"].simple) == (0, 0)
+    assert (fronts["no-noise"].noise, fronts["high-noise"].noise_factor) == (None, 2)
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_three_bands_of_a_study_are_whole_bins_that_meet_and_lie_in_the_standard_one(name: str) -> None:
+    fronts = [study(name)[title].network.front for title in ("low-sf", "mid-sf", "high-sf")]
+    for front in fronts:
+        cells = front.cells.frequency
+        assert front.sf_min <= cells.min() < front.sf_min * 1.1
+        assert front.sf_max / 1.1 < cells.max() <= front.sf_max
+    assert [front.sf_min for front in fronts[1:]] == [front.sf_max for front in fronts[:-1]]
+    assert fronts[-1].sf_max <= study(name)["standard"].network.front.sf_max
+
+
+def test_the_study_on_tiny_imagenet_has_the_published_geometry_and_training() -> None:
+    run = study("v1/tinyimagenet")["standard"]
+    front = run.network.front
+    assert (run.data.size, front.visual_degrees, front.ksize, front.stride, front.k_exc) == (64, 2, 25, 2, 23.5)
+    assert (front.noise_scale, front.noise_level, front.relu_after, front.sf_max) == (0.286, 0.071, False, 11.3)
+    assert (run.batch, run.updates, run.optimiser.weight_decay) == (128, 60 * (100_000 // 128), 5e-4)
+    epochs = [at(run.optimiser.lr, epoch * 781, run.updates) for epoch in (0, 29, 30, 44, 45, 59)]
+    assert epochs == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
+    bank, width = 512 * 64, 64
+    resnet18 = 11_689_512 - 1000 * 513 + 200 * 513  # by timm's table, with another head
+    assert parameters("v1/tinyimagenet-member") == resnet18 - (width * 7 * 7 * 3 + 2 * width) + bank
+
+
+def test_the_study_on_imagenet_is_of_voneresnet50() -> None:
+    changed = difference(preset("v1/voneresnet50"), preset("v1/imagenet-member"))
+    assert {line.split(":")[0].split(".")[0] for line in changed} <= {"precision", "validate", "folder", *FREE}
+
+
+@pytest.mark.parametrize(("name", "epochs"), V1_EPOCHS.items())
+def test_networks_behind_v1_train_for_whole_epochs_of_256_imagenet_images(name: str, epochs: int) -> None:
+    run = preset(name)
+    assert (run.batch, run.updates) == (256, epochs * (IMAGES["imagenet"] // 256))
+    assert (run.objective.cost(), run.optimiser.name, run.optimiser.momentum) == (3, "momentum", 0.9)
+    assert (run.optimiser.weight_decay, run.data.augment.use, run.data.augment.jitter) == (1e-4, "inception", 0)
+    assert part_size(run, 4) == 64
+
+
+@pytest.mark.parametrize("name", V1_EPOCHS)
+def test_a_bottleneck_from_512_cells_takes_the_place_of_a_resnet_s_stem(name: str) -> None:
+    """Off go 64 filters of 7x7x3 and a norm; on comes 1x1 from 512 to 64. The rest of the front end is not trained."""
+    assert parameters(name) == PARAMETERS["imagenet/resnet50-linf4"] - (64 * 7 * 7 * 3 + 2 * 64) + 512 * 64
+
+
+def test_voneresnet50_is_the_published_one() -> None:
+    run = preset("v1/voneresnet50")
+    front = run.network.front
+    assert (front.visual_degrees, front.ksize, front.stride, front.simple, front.complex) == (8, 25, 4, 256, 256)
+    assert (front.noise, front.noise_scale, front.noise_level, front.noise_factor) == ("neuronal", 0.35, 0.07, 1)
+    assert (front.sf_max, front.k_exc, front.tables, front.relu_after, front.lgn) == (9, 25, 2020, True, None)
+    assert [rate(run, epoch) for epoch in (0, 19, 20, 40, 60)] == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-4])
+    assert built("v1/voneresnet50").mean.shape == (1, 1, 1)  # 0.5 for all colours
+    assert (front.mean, front.std) == ((0.5,), (0.5,))
+
+
+def test_evnet_is_the_published_one() -> None:
+    """32 pixels a degree; V1 at a Fano factor of 0.93 and the subcortical block at 0.4, each with its noise."""
+    run = preset("v1/evnet-resnet50")
+    front = run.network.front
+    assert (run.data.size / front.visual_degrees, front.ksize, front.stride, front.sf_max) == (32, 31, 4, 8)
+    assert (front.k_exc, front.noise, front.noise_scale, front.noise_level) == (5.3, "neuronal", 1, 0)
+    assert front.noise_factor**2 == pytest.approx(0.93)
+    assert (front.lgn.fano, front.tables, front.relu_after) == (0.4, 2024, False)
+    assert (front.mean, front.std) == ((0.0,), (1.0,))
+    assert built("v1/evnet-resnet50").noisy == ["conv1.lgn.noise", "conv1.block.noise"]
+    assert (run.objective.smoothing, run.optimiser.clip, run.optimiser.decay_all) == (0.1, 5, False)
+    assert [rate(run, epoch) for epoch in (0, 15, 50)] == pytest.approx([0.1 / 25, 0.1, 0.1 / 25 / 1e4])
 
 
 # -- CIFAR ------------------------------------------------------------------------------------------

@@ -37,7 +37,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("reports", nargs="+", metavar="REPORT", help="an eval.json, or a run's folder with one in it")
+    parser.add_argument(
+        "reports",
+        nargs="+",
+        metavar="REPORT",
+        help="an eval.json, a run's folder with one in it, or an ensemble's file",
+    )
     parser.add_argument("--json", metavar="FILE", help="the comparison (not written)")
     parser.add_argument("--html", metavar="FILE", help="the same as one page (not written)")
     parser.add_argument("--pictures", metavar="FOLDER", help="curves of all, compare-*.png (not written)")

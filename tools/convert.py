@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from robust_train.models.blueprint import Blueprint
+    from robust_train.models.ensemble import Ensemble
     from robust_train.models.network import Network
+    from robust_train.models.noise import Settlement
     from robust_train.subject import Subject
     from tools.robustbench_entry import Entry
 
@@ -30,6 +31,8 @@ EPILOG = """examples
   python -m tools.convert runs/demo/checkpoints/00000440 --to timm --out demo-timm
   python -m tools.convert runs/cifar10 --to robustbench --dataset cifar10 --report runs/cifar10/eval.json --out entry
   python -m tools.convert --model resnet50 --weights resnet50.safetensors --to export --out resnet50.pt2
+  python -m tools.convert ensemble.yaml --to onnx --out ensemble.onnx
+  python -m tools.convert runs/v1 --noise fixed --to export --out v1.pt2
 
 the forms
   timm         folder: model.safetensors and config.json. timm.create_model(NAME, checkpoint_path=FILE) reads the
@@ -41,6 +44,8 @@ the forms
   onnx         one file: `images` [B, C, H, W] in [0, 1] to `logits` [B, classes], any B. Needs the extra `export`.
   export       one file: torch.export.load(FILE).module(), the same; gradients pass through it, so it can be attacked.
 
+  An ensemble is written to onnx and export; its members can be converted one by one to the others. No form draws noise
+  as a V1 front end does: --noise off leaves it out, --noise fixed bakes one draw in, the same for every image.
   What was written is loaded again by its reader and compared with the network, one image alone and the others together:
   logits may differ by 1e-4 of the largest, and at least of 1. If they differ by more, nothing is left at --out.
 """
@@ -54,10 +59,11 @@ TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ b
 class Trained:
     """What is converted: a network, how it is built, and what it sees."""
 
-    network: Network  # in eval mode and float32, on the CPU
-    blueprint: Blueprint
+    network: Network | Ensemble  # in eval mode and float32, on the CPU
+    blueprint: Blueprint  # of an ensemble its first member's
     shape: tuple[int, int, int]  # of an image: channels, side, side
     crop: float  # middle share of images that evaluation cuts out
+    noise: Settlement | None = None  # what became of the network's own
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -108,7 +114,7 @@ def main(words: list[str]) -> None:
     asked = arguments(words)
     out = Path(asked.out)
     vacant(out, asked.force)
-    same = ("checkpoint", "model", "weights", "classes", "size", "crop", "data")
+    same = ("checkpoint", "model", "weights", "classes", "size", "crop", "data", "noise")
     subject = Subject(**{name: getattr(asked, name) for name in same}, averaged=not asked.raw)
     trained = trained_of(subject)
     entry = entry_of(asked, subject) if asked.to == "robustbench" else None
@@ -140,13 +146,12 @@ def trained_of(subject: Subject) -> Trained:
 
     run = subject.run
     if run is None:
-        blueprint, shape = Blueprint(Timm(str(subject.model))), (3, subject.size, subject.size)
-        network = subject.network()
+        blueprint, network = Blueprint(Timm(str(subject.model))), subject.network()
         crop = preprocessing(network).get("crop", 0.875) if subject.crop is None else subject.crop
-        return Trained(network, blueprint, shape, crop)
-    data = run.data
-    shape = (data.channels, data.size, data.size)
-    return Trained(subject.network(), bare(run.network), shape, getattr(data, "crop", 1.0))
+        return Trained(network, blueprint, subject.shape, crop)
+    noise = None if subject.noise == "drawn" else subject.noise
+    crop = getattr(run.data, "crop", 1.0)
+    return Trained(subject.network(), bare(run.network), subject.shape, crop, noise)
 
 
 def entry_of(asked: argparse.Namespace, subject: Subject) -> Entry:
@@ -165,7 +170,8 @@ def entry_of(asked: argparse.Namespace, subject: Subject) -> Entry:
     run = subject.run
     name = asked.name or (subject.model if run is None else run.name)
     report = None if asked.report is None else report_of(asked.report, subject)
-    return Entry(str(name), asked.dataset, threat, spoken(asked.say), report)
+    noise = None if subject.noise == "drawn" else subject.noise
+    return Entry(str(name), asked.dataset, threat, spoken(asked.say), report, noise)
 
 
 def report_of(path: str, subject: Subject) -> dict[str, Any]:
@@ -173,15 +179,18 @@ def report_of(path: str, subject: Subject) -> dict[str, Any]:
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         judged = {name: report["identity"][name] for name in ("weights", "averaged")}
+        noise = report["identity"].get("noise", "drawn")
         report["figures"], report["flags"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--report {path} is no report of tools.eval ({error}): name its eval.json") from None
-    source = Path(subject.source)
-    with (source / "manifest.json" if source.is_dir() else source).open("rb") as file:
-        ours = {"weights": hashlib.file_digest(file, "sha256").hexdigest(), "averaged": subject.averaged}
-    if judged != ours:
+    if judged != {"weights": subject.digest, "averaged": subject.averaged}:
         raise ConfigError(
-            f"--report {path} judges {report['weights']}, and other weights than {source}: evaluate these"
+            f"--report {path} judges {report['weights']}, and other weights than {subject.source}: evaluate these"
+        )
+    if noise != subject.noise:
+        raise ConfigError(
+            f"--report {path} judges the network with its noise {noise}, and here it is {subject.noise}: evaluate it "
+            f"by tools.eval --noise {subject.noise}"
         )
     return report
 
@@ -208,17 +217,24 @@ Reader = Callable[[Path], Callable[["Tensor"], "Tensor"]]
 
 
 def form(to: str, trained: Trained, entry: Entry | None) -> tuple[Writer, Reader]:
-    """How a form is written and how it is read again."""
+    """How a form is written and how it is read again. ConfigError for a form that cannot hold an ensemble."""
     from robust_train.models import exported
+    from robust_train.models.ensemble import Ensemble
 
     network, blueprint, shape, crop = trained.network, trained.blueprint, trained.shape, trained.crop
-    if entry is not None:
-        return lambda path: entry.write(network, blueprint, shape, crop, path), entry.read
-    if to == "timm":
-        return lambda path: exported.write_folder(network, blueprint, shape, crop, path), exported.read_folder
     if to == "onnx":
         return lambda path: exported.write_onnx(network, shape, path), exported.read_onnx
-    return lambda path: exported.write_program(network, shape, path), exported.read_program
+    if to == "export":
+        return lambda path: exported.write_program(network, shape, path), exported.read_program
+    if isinstance(network, Ensemble):
+        raise ConfigError(
+            f"--to {to} holds one network, and this is an ensemble of {len(network.each)}: write the whole by --to "
+            "onnx or --to export, or convert its members one by one"
+        )
+    if entry is not None:
+        return lambda path: entry.write(network, blueprint, shape, crop, path), entry.read
+    noise = trained.noise
+    return lambda path: exported.write_folder(network, blueprint, shape, crop, path, noise), exported.read_folder
 
 
 def again(read: Reader, path: Path) -> Callable[[Tensor], Tensor]:
@@ -255,6 +271,7 @@ def compared(network: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tens
 def notes(to: str, trained: Trained, entry: Entry | None, out: Path) -> list[str]:
     """How it is used, and what it leaves open."""
     from robust_train.models import exported
+    from robust_train.models.ensemble import Ensemble
 
     if entry is not None:
         info = json.loads((out / "model_info" / f"{entry.path}.json").read_text(encoding="utf-8"))
@@ -265,7 +282,7 @@ def notes(to: str, trained: Trained, entry: Entry | None, out: Path) -> list[str
             *left,
         ]
     if to == "timm":
-        if exported.of_timm_alone(trained.blueprint):
+        if exported.of_timm_alone(trained.blueprint) and not isinstance(trained.network, Ensemble):
             said = exported.timm_arguments(trained.blueprint.model, trained.network, trained.shape)
             words = "".join(f", {name}={value!r}" for name, value in said.items())
             name = exported.architecture(trained.blueprint.model)

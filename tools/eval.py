@@ -19,6 +19,7 @@ from tools import eval_corruptions, eval_saved, eval_shifts
 if TYPE_CHECKING:
     from robust_train.evaluate.robustness import Deal, Robustness
     from robust_train.evaluate.work import Plan, Store
+    from robust_train.nouns import Dataset
     from robust_train.subject import Subject
 
 EPILOG = """examples
@@ -36,6 +37,10 @@ EPILOG = """examples
   python -m tools.eval runs/demo --attack autoattack --save-adversarial set.pth
   python -m tools.eval runs/other --adversarial set.pth --eps 0.1
       another network on the images that were made for the first, checked again: shape, pixels, eps, same images
+  python -m tools.eval ensemble.yaml --attack autoattack
+      several networks as one (python -m tools.ensemble makes the file); so too with --corruptions and --shift
+  python -m tools.eval runs/v1 --noise fixed --json fixed.json
+      a network with noise of its own, judged without the randomness
   python -m tools.eval runs/vit --shift imagenet-a=/data/imagenet-a imagenet-r=/data/imagenet-r --imagenet /data/val
       in place of attacks: accuracy on other images of ImageNet's classes, and what it lost
   python -m tools.eval runs/vit --corruptions all --frost /data/frost
@@ -69,7 +74,9 @@ def number(text: str) -> float:
 def of_network(what: argparse._ArgumentGroup) -> None:
     """The flags that name a network: those of robust_train.subject.Subject."""
     what.add_argument(
-        "checkpoint", nargs="?", help="a run's folder (its best checkpoint, else its newest) or a checkpoint"
+        "checkpoint",
+        nargs="?",
+        help="a run's folder (its best checkpoint, else its newest), a checkpoint, or the YAML file of an ensemble",
     )
     what.add_argument("--raw", action="store_true", help="the weights themselves where the run kept an average too")
     what.add_argument("--model", metavar="NAME", help="instead of a checkpoint: a timm model by name")
@@ -77,6 +84,8 @@ def of_network(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--classes", type=int, default=1000, help="classes of --model (%(default)s)")
     what.add_argument("--size", type=int, default=224, help="image side of --model (%(default)s)")
     what.add_argument("--crop", type=number, help="middle share of images for --model (its own, as timm says it)")
+    told = "of the network itself, as a V1 front end's: as in training, one draw for all images, or none (%(default)s)"
+    what.add_argument("--noise", choices=("drawn", "fixed", "off"), default="drawn", help=told)
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -167,7 +176,7 @@ def main(words: list[str]) -> None:
         eval_shifts.judge(asked, subject_of(asked), device, words)
         return
     if asked.corruptions:
-        eval_corruptions.judge(asked, subject_of(asked), device, words, deal)
+        eval_corruptions.judge(asked, subject_of(asked), device, words, deal, of_subject)
         return
     subject, evaluation = wanted(asked)
     target = Path(asked.json) if asked.json else subject.home / "eval.json"
@@ -198,7 +207,8 @@ def main(words: list[str]) -> None:
     report = evaluation.report(verdicts, plan, seen)
     names = data.names()
     show(subject.title, report, names)
-    notes = said(subject, evaluation, plan) + before
+    noise = subject.noise_of(network)
+    notes = said(subject, evaluation, plan) + of_subject(subject, noise, data) + before
     for note in notes:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +219,7 @@ def main(words: list[str]) -> None:
         "command": shlex.join(["python", "-m", "tools.eval", *words]),
         "model": subject.title,
         "weights": subject.source,
+        "noise": noise,
         "identity": identity,
         "images": report.images,
         "evaluation": tree_of(evaluation),
@@ -247,7 +258,7 @@ def subject_of(asked: argparse.Namespace) -> Subject:
     """What is judged, and on which images."""
     from robust_train.subject import Subject
 
-    same = ("checkpoint", "model", "weights", "classes", "size", "crop", "data", "listed")
+    same = ("checkpoint", "model", "weights", "classes", "size", "crop", "data", "listed", "noise")
     return Subject(**{name: getattr(asked, name) for name in same}, averaged=not asked.raw)
 
 
@@ -304,8 +315,23 @@ def said(subject: Subject, evaluation: Robustness, plan: Plan) -> list[str]:
         notes.append("the network has randomness of its own: it was attacked by the version rand, not standard")
     if plan.draws > 1:
         notes.append(f"verdicts are means over {plan.draws} passes of a network that answers at random")
+    return notes
+
+
+def of_subject(subject: Subject, noise: str | None, data: Dataset) -> list[str]:
+    """What a reader must know of the network, whatever it is judged under. noise: how its own is treated."""
+    told = {
+        "drawn": "the network's own noise was drawn, as in training; --noise fixed judges it without: report both",
+        "fixed": "the network's own noise was one draw, the same for every image: it answers the same each time, "
+        "which it was not trained for; report --noise drawn too",
+        "off": "the network's own noise was off, which it was not trained for: report --noise drawn too",
+    }
+    notes = [] if noise is None else [told[noise]]
     if subject.picked:
-        notes.append("this checkpoint was picked as the run's best on these images, which flatters it a little")
+        who = "a member's checkpoint" if len(subject.checkpoints) > 1 else "this checkpoint"
+        notes.append(f"{who} was picked as the run's best on these images, which flatters it a little")
+    if subject.fitted_on(data):
+        notes.append("the members' weights were fitted on images of these shards, which flatters them if on the same")
     return notes
 
 

@@ -25,6 +25,8 @@ CORRUPTIONS = ("frost", "stored", "order", "base")
 ATTACKS = ("attack", "threat", "eps", "steps", "step_size", "restarts", "curve", "checks", "html", "wandb")  # by flag
 Deal = Callable[..., Any]
 """tools.eval's own: who does the work, where it is not this process alone."""
+Notes = Callable[..., list[str]]
+"""tools.eval's own: what a reader must know of the network."""
 
 
 def flags(group: argparse._ArgumentGroup) -> None:
@@ -58,12 +60,14 @@ def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
         parser.error(f"{words} says nothing {f'beside {instead}' if instead else 'without --shift or --corruptions'}")
 
 
-def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal) -> None:
+def judge(
+    asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal, of_subject: Notes
+) -> None:
     """Judge, show, and write the report and the picture."""
     from robust_train.check import writable
     from robust_train.evaluate.corruption_work import Kept
     from robust_train.evaluate.corruption_work import judge as work
-    from robust_train.evaluate.report import circumstances
+    from robust_train.evaluate.report import circumstances, versions
     from robust_train.nouns import Place
     from robust_train.records.corruption_pictures import robustness
     from robust_train.records.judging import telling
@@ -78,10 +82,9 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     size = side(data)
     course = wanted(asked, network.classes, size, data.channels)
     identity = subject.identity(data)
-    on = judged_on(course, {name: identity[name] for name in ("data", "listed") if name in identity})
+    on = course.on({name: identity[name] for name in ("data", "listed") if name in identity})
     base = None if asked.base is None else of_base(Path(asked.base), on)
-    same = on if course.stored is not None else {**on, "images": None}  # of folders a limit takes others, evenly
-    header = {**identity, "on": same, "chunk": course.chunk, "versions": circumstances(device, began)["versions"]}
+    header = {**identity, "on": course.shared(on), "chunk": course.chunk, "versions": versions()}
     kept = Kept(subject.home / "eval", header, course, data)
     if resumed := kept.resume():
         print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
@@ -94,7 +97,8 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     result = kept.robustness(size)
     gain = None if base is None else result.gain(base)
     show_corruptions(subject.title, result, gain)
-    notes = said(subject, result, network.classes, size)
+    noise = subject.noise_of(network)
+    notes = said(result, network.classes, size) + of_subject(subject, noise, data)
     for note in notes:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,7 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
         "command": shlex.join(["python", "-m", "tools.eval", *words]),
         "model": subject.title,
         "weights": subject.source,
+        "noise": noise,
         "identity": identity,
         "on": on,
         **result.tree(),
@@ -176,25 +181,6 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
     return Course(names, asked.chunk, asked.images, asked.seed, frost, published)
 
 
-def judged_on(course: Course, clean: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the images: networks judged on the same of these may be compared."""
-    from robust_train.data.corruptions import SEVERITIES
-    from robust_train.data.corruptions.weather import FORMATS, TEXTURES
-    from robust_train.data.manifest import checksum
-
-    found: dict[str, Any] = {**clean, "images": course.images, "seed": course.seed}
-    if course.frost is not None:
-        files = (Path(course.frost) / f"{name}{ending}" for name in TEXTURES for ending in FORMATS)
-        found["frost"] = {path.name: checksum(path) for path in files if path.is_file()}
-    if course.stored is not None:
-        sums: dict[str, str] = {}
-        for name in course.corruptions:
-            for severity in SEVERITIES:
-                sums |= {} if f"{name}.npy" in sums else course.stored.at(name, severity).checksums()
-        found["stored"] = sums
-    return found
-
-
 def of_base(path: Path, on: dict[str, Any]) -> Robustness:
     """Another network's accuracies. Raises DataError for no report, ConfigError for one on other images."""
     from robust_train.evaluate.corruptions import Robustness
@@ -231,7 +217,7 @@ def standing(kept: Kept) -> str:
     return ", ".join(shares)
 
 
-def said(subject: Subject, result: Robustness, classes: int, size: int) -> list[str]:
+def said(result: Robustness, classes: int, size: int) -> list[str]:
     """What a reader must know beside the figures."""
     from robust_train.evaluate.corruptions import ALEXNET_SIZE
 
@@ -242,8 +228,6 @@ def said(subject: Subject, result: Robustness, classes: int, size: int) -> list[
         notes.append(f"mCE is for ImageNet's 1,000 classes: AlexNet's errors say little of {classes:,} classes")
     if result.mean is None:
         notes.append("means are over whole groups only: a group that was not judged whole has none")
-    if subject.picked:
-        notes.append("this checkpoint was picked as the run's best on the clean images, which flatters it a little")
     return notes
 
 

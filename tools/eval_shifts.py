@@ -51,7 +51,6 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     from robust_train.evaluate.shifts import compare
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_shifts
-    from robust_train.subject import checksum
 
     began = time.monotonic()
     if asked.devices != 1 or asked.address is not None:
@@ -78,9 +77,11 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
         "command": shlex.join(["python", "-m", "tools.eval", *words]),
         "model": subject.title,
         "weights": subject.source,
+        "noise": subject.noise_of(network),
         "identity": {
-            "weights": checksum(Path(subject.source)),
+            "weights": subject.digest,
             "averaged": subject.averaged,
+            **({} if subject.noise == "drawn" else {"noise": subject.noise}),
             "data": {one.label: one.checksums() for one in (*wanted, *([imagenet] if imagenet else []))},
         },
         "images": asked.images,

@@ -25,6 +25,7 @@ from torch import nn
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.exported import (
     architecture,
+    described,
     numbers,
     of_timm_alone,
     read_program,
@@ -32,6 +33,7 @@ from robust_train.models.exported import (
     write_program,
 )
 from robust_train.models.network import Network
+from robust_train.models.noise import Settlement
 from robust_train.read.errors import ConfigError
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # the data sets that RobustBench has
@@ -116,6 +118,7 @@ class Entry:
     threat: Mapping[str, Any]  # {"use": "linf", "eps": 8/255}
     said: Mapping[str, Any]  # fields of model_info that the user gave
     report: Mapping[str, Any] | None  # tools.eval's JSON on the same weights
+    noise: Settlement | None = None  # what became of the network's own
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) or "Standard" in self.name:
@@ -154,7 +157,7 @@ class Entry:
             {name: value.detach().cpu().contiguous() for name, value in weights.items()},
             folder / "models" / f"{self.path}.pt",
         )
-        text = json.dumps(self.info(architecture(blueprint.model)), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self.info(described(blueprint, self.noise)), indent=2, ensure_ascii=False) + "\n"
         (folder / "model_info" / f"{self.path}.json").write_text(text, encoding="utf-8")
         (folder / "entry.py").write_text(self.code(network, blueprint, shape, crop), encoding="utf-8")
 

@@ -58,7 +58,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
     )
     what = parser.add_argument_group("who is tried")
     what.add_argument(
-        "networks", nargs="+", metavar="CHECKPOINT", help="a run's folder or a checkpoint; or TIMM-MODEL=WEIGHTS-FILE"
+        "networks",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a run's folder, a checkpoint, an ensemble's file; or TIMM-MODEL=WEIGHTS-FILE",
     )
     what.add_argument("--raw", action="store_true", help="the weights themselves where a run kept an average too")
     what.add_argument("--classes", type=int, default=1000, help="classes of timm models (%(default)s)")

@@ -85,7 +85,7 @@ class AutoAttack(Attack):
             raise ValueError("autoattack raises no loss: its attacks have their own, so none can be given")
         key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         found = images.clone()
-        logits = _judged(network, images)
+        logits = _judged(network, images, key)
         standing = correct(logits, targets).bool()
         for number, attack in enumerate(self.members(logits.shape[1])):
             rows = standing.nonzero().flatten()
@@ -93,7 +93,7 @@ class AutoAttack(Attack):
                 break
             points = attack(network, images[rows], targets[rows], key[rows].of("member").at(number))
             found[rows] = points
-            standing[rows] = correct(_judged(network, points), targets[rows]).bool()
+            standing[rows] = correct(_judged(network, points, key[rows].at(number)), targets[rows]).bool()
         return found
 
     def cost(self) -> float:
@@ -111,6 +111,6 @@ def _possible(attack: Attack, classes: int) -> bool:
     return classes >= (4 if attack.targets else 3 if attack.loss == "dlr" else 2)
 
 
-def _judged(network: Any, images: Tensor) -> Tensor:
-    with measuring(network), torch.no_grad():
+def _judged(network: Any, images: Tensor, key: Key) -> Tensor:
+    with measuring(network, key), torch.no_grad():
         return network(images)

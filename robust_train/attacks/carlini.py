@@ -53,7 +53,7 @@ class _Hinged(NearestAttack):
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """Of all iterates that fool, for each image that of the smallest score; `targeted`: that land on its class."""
         labels = labels_of(targets)
-        with measuring(network):
+        with measuring(network, key):
             with torch.no_grad():
                 logits = network(images)
             goals = wrong_classes(key.of("goal"), labels, logits.shape[1]) if self.targeted else None

@@ -61,7 +61,7 @@ class DeepFool(NearestAttack):
         points, total = images.clone(), torch.zeros_like(images)
         rows = torch.arange(len(images), device=images.device)
         others: Tensor | None = None
-        with measuring(network):
+        with measuring(network, key):
             for _ in range(self.steps):
                 point = points[rows].detach().requires_grad_()
                 logits = full(network(point))

@@ -74,7 +74,7 @@ class HopSkipJump(NearestAttack):
         """The nearest point on each image's walk that fools."""
         key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         points, distance = images.clone(), images.new_full((len(images),), torch.inf)
-        with measuring(network), torch.no_grad():
+        with measuring(network, key), torch.no_grad():
 
             def fools(at: Tensor, rows: Tensor) -> Tensor:
                 return correct(network(at), targets[rows]) == 0

@@ -62,7 +62,7 @@ class LBFGS(NearestAttack):
         """The nearest points that land on their class, or on the nearest class of those tried."""
         labels = labels_of(targets)
         points, near = images.clone(), -1.0 if within is None else within
-        with measuring(network):
+        with measuring(network, key):
             precise = _precise(network)  # held as the network is: frozen, without dropout
             with torch.no_grad():
                 logits = full(network(images))

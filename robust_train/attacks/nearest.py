@@ -59,12 +59,13 @@ class NearestAttack(Attack):
 
 
 @contextmanager
-def measuring(network: Any) -> Iterator[None]:
+def measuring(network: Any, key: Key | None = None) -> Iterator[None]:
     """Hold `network` as `attacked` does, in float32 and without dropout: beside the boundary bfloat16 decides nothing.
 
-    BatchNorm uses its running statistics: images that are done are set aside, which would cut its groups.
+    BatchNorm uses its running statistics: images that are done are set aside, which would cut its groups. key: of the
+    network's own noise, where it has any; None: as it is.
     """
-    with attacked(network), exactly(network), masks(network, "off", Key(0), 0):
+    with attacked(network, key=key), exactly(network), masks(network, "off", Key(0), 0):
         yield
 
 

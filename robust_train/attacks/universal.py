@@ -88,7 +88,7 @@ class UAP(Attack):
     def _fitted(self, network: Any, images: Tensor, key: Key) -> Tensor:
         """[C, H, W] from images [n, C, H, W] in [0, 1]."""
         v, deepfool = images.new_zeros(images.shape[1:]), self._deepfool
-        with measuring(network):
+        with measuring(network, key):
             classes = _classes(network, images)
             for turn in range(self.passes):
                 drawn = uniform(key.of("order").at(turn), (len(images), 1), images.device)

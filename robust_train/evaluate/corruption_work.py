@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from robust_train.data.corruptions import SEVERITIES
-from robust_train.data.manifest import write_whole
+from robust_train.data.corruptions.weather import FORMATS, TEXTURES
+from robust_train.data.manifest import checksum, write_whole
 from robust_train.data.stored_corruptions import StoredCorruption
 from robust_train.evaluate.accuracy import verdicts
-from robust_train.evaluate.corruptions import Cell, Robustness, right
+from robust_train.evaluate.corruptions import Cell, Robustness, corrupted
 from robust_train.evaluate.work import Piece
 from robust_train.keyed import Key
 from robust_train.nouns import Batch, Dataset, Place
@@ -55,32 +56,67 @@ class Course:
 
         A piece is a function of the network, the images and the course alone: of no device, rank or earlier run.
         """
-        made = [] if self.stored is not None else list(self.cells)
-        yield from self._judged(network, data, [CLEAN, *made], place, done)
-        for name in self.cells if self.stored is not None else ():
-            yield from self._judged(network, self._at(name), [name], place, done)
+        key = Key(self.seed)
+        for at, batch in self.batches(data, place, done):
+            yield at, self._right(network, batch, at[1], key).cpu()
 
-    def _judged(
-        self, network: Any, data: Dataset, names: list[str], place: Place, done: Mapping[Piece, Tensor]
-    ) -> Iterator[tuple[Piece, Tensor]]:
+    def batches(self, data: Dataset, place: Place, done: Container[Piece]) -> Iterator[tuple[Piece, Batch]]:
+        """Each of this place's pieces that is not in `done`, with its sound images on the device: see `seen`."""
+        made = [] if self.stored is not None else list(self.cells)
+        yield from self._batches(data, [CLEAN, *made], place, done)
+        for name in self.cells if self.stored is not None else ():
+            yield from self._batches(self._at(name), [name], place, done)
+
+    def seen(self, batch: Batch, name: str, key: Key) -> Batch:
+        """What networks see of a piece's images: the clean ones corrupted, clean and stored ones as they are."""
+        if name == CLEAN or self.stored is not None:
+            return batch
+        return corrupted(batch, *self.cells[name], key, self.frost)
+
+    def robustness(self, found: Mapping[Piece, Tensor], size: int) -> Robustness:
+        """What the verdicts on pieces come to. size: side of the images in pixels."""
+        sums: dict[str, tuple[int, int]] = {}
+        for (_, name), right in found.items():
+            held, images = sums.get(name, (0, 0))
+            sums[name] = (held + int(right.sum()), images + len(right))
+        cells = {cell: sums[name] for name, cell in self.cells.items() if sums.get(name, (0, 0))[1]}
+        return Robustness(cells, sums.get(CLEAN), size)
+
+    def on(self, clean: Mapping[str, Any]) -> dict[str, Any]:
+        """All that decides the images: networks judged on the same of these may be compared. clean: of the data."""
+        found: dict[str, Any] = {**clean, "images": self.images, "seed": self.seed}
+        if self.frost is not None:
+            files = (Path(self.frost) / f"{name}{ending}" for name in TEXTURES for ending in FORMATS)
+            found["frost"] = {path.name: checksum(path) for path in files if path.is_file()}
+        if self.stored is not None:
+            sums: dict[str, str] = {}
+            for name, severity in self.cells.values():
+                sums |= {} if f"{name}.npy" in sums else self.stored.at(name, severity).checksums()
+            found["stored"] = sums
+        return found
+
+    def shared(self, on: Mapping[str, Any]) -> dict[str, Any]:
+        """Of `on`, what every piece has in common: of folders a limit takes other images, evenly over the set."""
+        return dict(on) if self.stored is not None else {**on, "images": None}
+
+    def _batches(
+        self, data: Dataset, names: list[str], place: Place, done: Container[Piece]
+    ) -> Iterator[tuple[Piece, Batch]]:
         mine = [number for number, _ in self._chunks(data) if number % place.world == place.rank]
         if all((number, name) in done for number in mine for name in names):
             return  # nothing is decoded in vain
-        key = Key(self.seed)
         for raw in data.validation_batches(place, self.chunk, self.images):
             number = int(raw.position[0]) // self.chunk
             lacking = [name for name in names if (number, name) not in done]
             sound = raw[raw.extra["broken"] == 0] if "broken" in raw.extra else raw
             batch = sound.to(place.device) if lacking else sound
             for name in lacking:
-                yield (number, name), self._right(network, batch, name, key).cpu()
+                yield (number, name), batch
 
     def _right(self, network: Any, batch: Batch, name: str, key: Key) -> Tensor:
         if not len(batch):
             return torch.zeros(0, dtype=torch.bool)
-        if name == CLEAN or self.stored is not None:
-            return verdicts(network, batch, None, key)[0].bool()
-        return right(network, batch, *self.cells[name], key, self.frost)
+        return verdicts(network, self.seen(batch, name, key), None, key)[0].bool()
 
     def _at(self, name: str) -> StoredCorruption:
         assert self.stored is not None
@@ -100,37 +136,61 @@ def judge(
     return course.work(network, data, place, done)
 
 
-class Kept:
-    """Verdicts that are there, in a folder that a kill cannot break: the same evaluation goes on from there.
+class Files:
+    """Tensors of pieces in a folder that a kill cannot break.
 
     folder/DIGEST/ holds header.json, which says what the digest is of, and a safetensors file for each piece, whole or
-    absent. Which corruptions are asked for, and how many images, is not in the digest: what is there is taken.
+    absent. counts: the images of each piece; a chunk that a limit cut is another piece.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], course: Course, data: Dataset) -> None:
+    def __init__(self, folder: Path, header: Mapping[str, Any], counts: Mapping[Piece, int]) -> None:
         text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
-        self.course = course
-        self.counts = dict(course.pieces(data))
-        self.done: dict[Piece, Tensor] = {}
+        self.counts = counts
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
         write_whole(self.folder / "header.json", lambda file: file.write((text + "\n").encode()))
 
-    def resume(self) -> int:
-        """Read what is there, and the number of pieces read; a file that cannot be read is made again."""
+    def read(self) -> Iterator[tuple[Piece, dict[str, Tensor]]]:
+        """Every piece that is there; a file that cannot be read is deleted, to be made again."""
         there = {path.name for path in self.folder.glob("*.safetensors")}
         for at in self.counts:
             path = self._path(at)
             if path.name in there:
                 try:
-                    self.done[at] = load_file(path)["right"]
-                except (SafetensorError, KeyError, OSError):
+                    yield at, load_file(path)
+                except (SafetensorError, OSError):
                     path.unlink(missing_ok=True)
+
+    def write(self, at: Piece, tensors: Mapping[str, Tensor]) -> None:
+        """A piece's file."""
+        write_whole(self._path(at), lambda file: file.write(save(dict(tensors))))
+
+    def _path(self, at: Piece) -> Path:
+        number, name = at
+        return self.folder / f"{number:05d}-{name.replace('/', '-')}-{self.counts[at]}.safetensors"
+
+
+class Kept:
+    """Verdicts of a network that are there, in `Files`: the same evaluation goes on from there.
+
+    Which corruptions are asked for, and how many images, is not in the digest: what is there is taken.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], course: Course, data: Dataset) -> None:
+        self.course = course
+        self.counts = dict(course.pieces(data))
+        self.done: dict[Piece, Tensor] = {}
+        self.files = Files(folder, header, self.counts)
+        self.folder = self.files.folder
+
+    def resume(self) -> int:
+        """Read what is there, and the number of pieces read."""
+        self.done |= {at: found["right"] for at, found in self.files.read() if "right" in found}
         return len(self.done)
 
     def put(self, at: Piece, found: Tensor) -> None:
         """Keep a piece."""
         self.done[at] = found
-        write_whole(self._path(at), lambda file: file.write(save({"right": found.contiguous()})))
+        self.files.write(at, {"right": found.contiguous()})
 
     @property
     def share(self) -> float:
@@ -139,14 +199,4 @@ class Kept:
 
     def robustness(self, size: int) -> Robustness:
         """What the verdicts come to. size: side of the images in pixels."""
-        sums: dict[str, tuple[int, int]] = {}
-        for (_, name), found in self.done.items():
-            held, images = sums.get(name, (0, 0))
-            sums[name] = (held + int(found.sum()), images + len(found))
-        cells = {cell: sums[name] for name, cell in self.course.cells.items() if sums.get(name, (0, 0))[1]}
-        return Robustness(cells, sums.get(CLEAN), size)
-
-    def _path(self, at: Piece) -> Path:
-        """A piece's file; a chunk that a limit cut is another piece."""
-        number, name = at
-        return self.folder / f"{number:05d}-{name.replace('/', '-')}-{self.counts[at]}.safetensors"
+        return self.course.robustness(self.done, size)

@@ -1,4 +1,4 @@
-"""How a network holds under common corruptions: verdicts on a chunk, and what all of them come to.
+"""How a network holds under common corruptions: what it sees of a chunk, and what all verdicts come to.
 
 Hendrycks and Dietterich 2019 (arXiv 1903.12261). With A(c, s) the accuracy under corruption c at severity s:
 
@@ -15,10 +15,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robust_train.data.corruptions import BENCHMARK, CATEGORIES, NAMES, SEVERITIES, corrupt
-from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.report import Figure
 from robust_train.keyed import Key
 from robust_train.nouns import Batch
@@ -47,19 +45,12 @@ Cell = tuple[str, int]
 """A corruption and a severity."""
 
 
-def right(
-    network: Any, batch: Batch, corruption: str, severity: int, key: Key, frost: str | Path | None = None
-) -> Tensor:
-    """[B] bool: whether the network is right on the chunk's images under a corruption. One float32 forward, eval mode.
-
-    batch: on the network's device, images uint8 or k / 255. A verdict depends on the network, the image, its `sample`
-    and the key alone, so that every network sees the same pixels. frost: the folder of the textures.
-    """
-    return verdicts(network, corrupted(batch, corruption, severity, key, frost), None, key)[0].bool()
-
-
 def corrupted(batch: Batch, corruption: str, severity: int, key: Key, frost: str | Path | None = None) -> Batch:
-    """The chunk with its images corrupted, on its device, in [0, 1]; float32 where they were uint8."""
+    """The chunk with its images corrupted, on its device, in [0, 1]; float32 where they were uint8.
+
+    images: uint8, or k / 255. frost: the folder of the textures. A pixel depends on the image, its `sample` and the key
+    alone, so that every network sees the same.
+    """
     images = batch.images
     levels = images if images.dtype == torch.uint8 else (255 * images).round().to(torch.uint8)
     made = corrupt(levels, corruption, severity, key.of("corruptions").rows(batch.sample.cpu()), frost)

@@ -128,20 +128,25 @@ def wilson(accuracy: float, images: int, z: float = 1.959964) -> tuple[float, fl
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
-    """With what and how long: versions, hardware, seconds since `began` (time.monotonic)."""
+def versions() -> dict[str, str]:
+    """Of what decides numbers."""
     import timm
 
     import robust_train
 
+    return {
+        "robust_train": robust_train.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
+    """With what and how long: versions, hardware, seconds since `began` (time.monotonic)."""
     named = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else platform.processor()
     return {
-        "versions": {
-            "robust_train": robust_train.__version__,
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "device": f"{device}: {named or platform.machine()}",
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 3),

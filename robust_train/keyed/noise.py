@@ -97,8 +97,9 @@ class KeyedNoise(nn.Module):
 def standard_normal(key: tuple[Tensor, Tensor], row: Tensor, like: Tensor, stream: int) -> Tensor:
     """N(0, 1), of the shape of `like` [B, ...]: both numbers of Box and Muller, sqrt(-2 ln u) (cos, sin)(2 pi v).
 
-    In float32, u in (0, 1] and v in [0, 1) multiples of 2^-24, so no number is beyond 5.8. Element e of a row of E comes
-    from counter e % q, q = ceil(E / 4), words (0, 2) and (1, 3), cosines first. Blocks fit a cache: several times faster.
+    In float32, u in (0, 1] and v in [0, 1) multiples of 2^-24, so no number is beyond 5.8. Element e of a row of E
+    comes from counter e % q, q = ceil(E / 4), words (0, 2) and (1, 3), cosines first. Blocks that fit a cache are
+    several times faster.
     """
     count = math.prod(like.shape[1:])
     quarter = (count + 3) // 4

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from robust_train.losses import full
 from robust_train.models.blueprint import Blueprint
+from robust_train.models.ensemble import Ensemble, Mean, mixed
 from robust_train.models.network import Network
+from robust_train.models.noise import Settlement, refuse_drawn, settle
 from robust_train.models.timm import Timm
 from robust_train.models.weights import read_weights
 from robust_train.nouns import Model
@@ -51,9 +53,31 @@ class Deployed(nn.Module):
         return full(self.network((images - self.mean) / self.std))
 
 
-def write_program(network: Network, shape: tuple[int, int, int], path: Path) -> None:
+class DeployedEnsemble(nn.Module):
+    """Pixels in [0, 1] to the weighted mean of what each member says of them."""
+
+    weights: Tensor  # [M], on the simplex
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Deployed(member) for member in ensemble.each)
+        self.mean: Mean = ensemble.mean
+        self.register_buffer("weights", ensemble.weights.float())
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return mixed(torch.stack([member(images) for member in self.members]), self.weights, self.mean)
+
+
+def deployed(network: Network | Ensemble, shape: tuple[int, int, int]) -> nn.Module:
+    """What is written of a network. Raises ConfigError for one whose noise is drawn: settle it first."""
+    refuse_drawn(network, shape)
+    return DeployedEnsemble(network) if isinstance(network, Ensemble) else Deployed(network)
+
+
+def write_program(network: Network | Ensemble, shape: tuple[int, int, int], path: Path) -> None:
     """A torch.export file for images [B, *shape], any B: torch alone reads it, and gradients pass through it."""
-    program = torch.export.export(Deployed(network), (_example(network, shape),), dynamic_shapes=_any_batch())
+    program = torch.export.export(deployed(network, shape), (_example(network, shape),), dynamic_shapes=_any_batch())
     torch.export.save(program, path)
 
 
@@ -62,7 +86,7 @@ def read_program(path: Path) -> nn.Module:
     return torch.export.load(path).module()
 
 
-def write_onnx(network: Network, shape: tuple[int, int, int], path: Path) -> None:
+def write_onnx(network: Network | Ensemble, shape: tuple[int, int, int], path: Path) -> None:
     """An ONNX file for images [B, *shape], any B: input `images`, output `logits`, weights inside.
 
     Raises ConfigError where the packages of the extra `export` are not installed.
@@ -72,7 +96,7 @@ def write_onnx(network: Network, shape: tuple[int, int, int], path: Path) -> Non
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses what torch itself gives up
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            Deployed(network),
+            deployed(network, shape),
             (_example(network, shape),),
             path,
             dynamo=True,
@@ -92,18 +116,26 @@ def read_onnx(path: Path) -> Logits:
 
 
 def write_folder(
-    network: Network, blueprint: Blueprint, shape: tuple[int, int, int], crop: float, folder: Path
+    network: Network,
+    blueprint: Blueprint,
+    shape: tuple[int, int, int],
+    crop: float,
+    folder: Path,
+    noise: Settlement | None = None,
 ) -> None:
     """model.safetensors and config.json: a timm model as timm reads it; any other with the run's words that build it.
 
     The weights are those of the model alone, which takes pixels (x - mean) / std; mean and std stand in config.json.
+    noise: how that of the network was settled, for `read_folder` to do the same. Raises ConfigError where it is drawn.
     """
     from safetensors.torch import save
+
+    refuse_drawn(network, shape)
 
     weights = {name: value.detach().cpu().contiguous() for name, value in network.model.state_dict().items()}
     # not save_file, whose files nobody but their owner may read
     (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
-    said = config(network, blueprint, shape, crop)
+    said = config(network, blueprint, shape, crop) | ({} if noise is None else {"noise": noise})
     (folder / CONFIG).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
@@ -113,6 +145,9 @@ def read_folder(folder: Path) -> Logits:
     if "network" in said:
         network = built(said)
         network.model.load_state_dict(read_weights(folder / WEIGHTS))
+        if "noise" in said:
+            channels, size, _ = said["pretrained_cfg"]["input_size"]
+            settle(network, said["noise"], (channels, size, size))
         return network.eval()
     import timm
 
@@ -155,8 +190,8 @@ def config(network: Network, blueprint: Blueprint, shape: tuple[int, int, int], 
 
 
 def of_timm_alone(blueprint: Blueprint) -> bool:
-    """Whether timm by itself builds the model: one of timm's, with its own activations."""
-    return isinstance(blueprint.model, Timm) and blueprint.activation is None
+    """Whether timm by itself builds the model: one of timm's, with its own activations and stem."""
+    return isinstance(blueprint.model, Timm) and blueprint.activation is None and blueprint.front is None
 
 
 def timm_arguments(model: Model, network: Network, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -183,6 +218,12 @@ def architecture(model: Model) -> str:
     return f"{model.use}({', '.join(words)})" if fields else model.use
 
 
+def described(blueprint: Blueprint, noise: Settlement | None = None) -> str:
+    """A model with the front end before it, and what became of its noise: "v1 + small-resnet, noise off"."""
+    front = "" if blueprint.front is None else f"{blueprint.front.use} + "
+    return front + architecture(blueprint.model) + ("" if noise is None else f", noise {noise}")
+
+
 def numbers(values: Tensor, channels: int) -> list[float]:
     """A number a channel, as short as float32 is told apart by: 0.4914, not 0.49140000343."""
     return [float(str(value)) for value in values.detach().cpu().float().flatten().expand(channels).numpy()]
@@ -197,8 +238,9 @@ def _without_weights(model: dict[str, Any]) -> None:
             _without_weights(inner)
 
 
-def _example(network: Network, shape: tuple[int, int, int]) -> Tensor:
-    return network.mean.new_full((2, *shape), 0.5)  # two: one image would become a constant of the program
+def _example(network: Network | Ensemble, shape: tuple[int, int, int]) -> Tensor:
+    # two: one image would become a constant of the program
+    return next(network.parameters()).new_full((2, *shape), 0.5)
 
 
 def _any_batch() -> dict[str, dict[int, Any]]:

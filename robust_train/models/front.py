@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from robust_train.nouns import NetworkPart
 from robust_train.read.errors import ConfigError
+from robust_train.read.registry import parts
 
 VIT_WIDTH = 64  # channels between a front end and a ViT's patches: what ResNets have there
 
@@ -37,6 +39,35 @@ class FrontEnd(NetworkPart, ABC):
     @abstractmethod
     def step(self) -> int:
         """s: pixels between two places of its feature maps."""
+
+
+@parts.register("conv")
+@dataclass(frozen=True)
+class ConvFront(FrontEnd):
+    """A convolution, BatchNorm, ReLU and max-pooling, all trained: a usual stem of another geometry, as a control.
+
+    At 64 pixels ResNets without V1 take `ksize: 7, stride: 1, pool: 2`, so that both give a place every 2 pixels.
+    """
+
+    ksize: int = 7  # side of the kernels in pixels, odd
+    stride: int = 1  # of the convolution
+    pool: int = 2  # stride of the 3x3 max-pooling; 1: none
+
+    def __post_init__(self) -> None:
+        if self.ksize < 1 or self.ksize % 2 == 0:
+            raise ValueError(f"ksize={self.ksize} must be odd: a kernel has a centre")
+        if self.stride < 1 or self.pool < 1:
+            raise ValueError(f"stride={self.stride} and pool={self.pool} must be at least 1")
+
+    @property
+    def step(self) -> int:
+        return self.stride * self.pool
+
+    def build(self, channels: int, size: int, width: int) -> nn.Module:
+        conv = nn.Conv2d(channels, width, self.ksize, self.stride, self.ksize // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        pool = nn.MaxPool2d(3, self.pool, 1) if self.pool > 1 else nn.Identity()
+        return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width), act=nn.ReLU(), pool=pool))
 
 
 @dataclass(frozen=True)
@@ -121,7 +152,7 @@ def _sequential(model: Any) -> Stem | None:
     if isinstance(stem, nn.Conv2d):
         ended = ("stem_norm", "stem_act")
         return Stem("stem", stem.out_channels, tuple(name for name in ended if hasattr(model, name)))
-    if isinstance(stem, nn.Sequential) and len(stem) <= 2 and isinstance(stem[0], nn.Conv2d):
+    if isinstance(stem, nn.Sequential) and len(stem) <= 2 and "0" in stem._modules and isinstance(stem[0], nn.Conv2d):
         return Stem("stem.0", stem[0].out_channels)
     first = getattr(model, "block1", None)
     if isinstance(first, nn.Sequential) and isinstance(first[0], nn.Conv2d):

@@ -140,7 +140,7 @@ def _interpolated(
 ) -> np.ndarray:
     """The quantile function of a histogram at `u`, linear inside each bin."""
     cumulative = np.concatenate([[0.0], np.cumsum(np.asarray(counts, dtype=float))])
-    return np.interp(u, cumulative / cumulative[-1], np.asarray(edges, dtype=float))
+    return np.interp(u, cumulative / max(cumulative[-1], 1), np.asarray(edges, dtype=float))
 
 
 def kernels(cells: Cells, pixels_per_degree: float, ksize: int, shift: float = 0.0) -> Tensor:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_train.keyed import Key, integers
+from robust_train.keyed import Key, integers, uniform
 from robust_train.keyed.noise import KeyedNoise
 from robust_train.losses import full
 from robust_train.models.front import FrontEnd
 from robust_train.models.gabor import Cells, Tables, kernels, sampled
+from robust_train.models.lgn import Subcortical
 from robust_train.read.registry import parts
 
 FLOOR = 1e-12  # under the root of complex cells: at 0 its slope has no bound
@@ -36,7 +37,8 @@ class V1(FrontEnd):
 
     n ~ N(0, 1), drawn afresh for each forward, in training and evaluation; `with network.noise(key, "off")` and "fixed"
     switch it. A 1x1 convolution without bias, the one part that is trained, leads into the model in place of its stem.
-    [B, C, H, W] to [B, width, ceil(H / stride), ...]. Costs one convolution of simple + 2 complex kernels.
+    [B, C, H, W] to [B, width, ceil(H / stride), ...]. Costs one convolution of simple + 2 complex kernels. Behind an
+    `lgn` pixels are not normalised, and each of its channels is dealt an equal share of the cells.
     """
 
     visual_degrees: float = 8.0  # that the image's side is taken to span; 2 at 64 pixels, 1 at 32
@@ -56,6 +58,7 @@ class V1(FrontEnd):
     noise_factor: float = 1.0  # p: times the noise; its square is the Fano factor
     relu_after: bool = True  # whether responses are cut at 0 after the noise; members of an ensemble should agree
     independent_quadrature_color: bool = False  # q_90 on a colour of its own, as the first published code drew it
+    lgn: Subcortical | None = None  # retina and LGN before it, {use: lgn}: its 4 channels take the colours' place
 
     def __post_init__(self) -> None:
         if self.ksize < 1 or self.ksize % 2 == 0:
@@ -69,6 +72,14 @@ class V1(FrontEnd):
             raise ValueError(f"sf_corr={self.sf_corr:g} is no correlation between -1 and 1")
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        return super().mean if self.lgn is None else (0.0,)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return super().std if self.lgn is None else (1.0,)
+
+    @property
     def step(self) -> int:
         return self.stride
 
@@ -78,7 +89,14 @@ class V1(FrontEnd):
         return sampled(self.simple, self.complex, self.tables, self.seed, self.sf_min, self.sf_max, self.sf_corr)
 
     def build(self, channels: int, size: int, width: int) -> nn.Module:
-        return nn.Sequential(OrderedDict(block=V1Block(self, channels, size), bottleneck=bottleneck(self, width)))
+        return nn.Sequential(OrderedDict(**self.fixed(channels, size), bottleneck=bottleneck(self, width)))
+
+    def fixed(self, channels: int, size: int) -> dict[str, nn.Module]:
+        """What of it is not trained, by name, in order: the LGN where there is one, and the block."""
+        if self.lgn is None:
+            return {"block": V1Block(self, channels, size)}
+        lgn = self.lgn.build(channels, size, size / self.visual_degrees)
+        return {"lgn": lgn, "block": V1Block(self, self.lgn.channels, size)}
 
 
 @parts.register("v1-sum")
@@ -101,13 +119,25 @@ class V1Sum(FrontEnd):
                 f"blocks are added up: name at least one, all with the same cells and stride (there are "
                 f"{', '.join(f'{cells} every {stride} pixels' for cells, stride in sorted(shapes)) or 'none'})"
             )
+        if len({block.lgn is None for block in self.blocks}) != 1:
+            raise ValueError("blocks see the same pixels: give all of them an lgn, or none")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.blocks[0].mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.blocks[0].std
 
     @property
     def step(self) -> int:
         return self.blocks[0].stride
 
     def build(self, channels: int, size: int, width: int) -> nn.Module:
-        summed = SummedBlocks([V1Block(block, channels, size) for block in self.blocks], self.learned)
+        stacks = [list(block.fixed(channels, size).values()) for block in self.blocks]
+        layers = [nn.Sequential(*stack) if len(stack) > 1 else stack[0] for stack in stacks]
+        summed = SummedBlocks(layers, self.learned)
         return nn.Sequential(OrderedDict(block=summed, bottleneck=bottleneck(self.blocks[0], width)))
 
 
@@ -121,19 +151,19 @@ class V1Block(nn.Module):
     def __init__(self, front: V1, channels: int, size: int) -> None:
         super().__init__()
         self.front, self.groups = front, channels
-        cells, count = front.cells, front.simple + front.complex
-        ppd = size / front.visual_degrees
-        straight = kernels(cells, ppd, front.ksize)
-        shifted = kernels(cells, ppd, front.ksize, shift=90.0)[front.simple :]
-        color = integers(Key(front.seed).of("color"), (count, 1), channels)[:, 0]
-        other = color
-        if front.independent_quadrature_color:
-            other = integers(Key(front.seed).of("quadrature color"), (count, 1), channels)[:, 0]
-        weight, place = banked(torch.cat([straight, shifted]), torch.cat([color, other[front.simple :]]), channels)
-        columns = [cells.frequency, cells.orientation, cells.phase, cells.nx, cells.ny, color.numpy()]
-        self.register_buffer("weight", weight.to(torch.get_default_dtype()))
-        self.register_buffer("place", place)
-        self.register_buffer("sampled", torch.stack([torch.as_tensor(column).double() for column in columns], 1))
+        cells, ppd = front.cells, size / front.visual_degrees
+        with torch.device("cpu"):  # where numpy's numbers are, wherever the network is made
+            straight = kernels(cells, ppd, front.ksize)
+            shifted = kernels(cells, ppd, front.ksize, shift=90.0)[front.simple :]
+            color = colors(front, channels, "color")
+            other = colors(front, channels, "quadrature color") if front.independent_quadrature_color else color
+            weight, place = banked(torch.cat([straight, shifted]), torch.cat([color, other[front.simple :]]), channels)
+            columns = [cells.frequency, cells.orientation, cells.phase, cells.nx, cells.ny, color.numpy()]
+            table = torch.stack([torch.as_tensor(column).double() for column in columns], 1)
+        device = torch.get_default_device()
+        self.register_buffer("weight", weight.to(device, torch.get_default_dtype()))
+        self.register_buffer("place", place.to(device))
+        self.register_buffer("sampled", table.to(device))
         self.noise = KeyedNoise()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -169,7 +199,7 @@ class V1Block(nn.Module):
 class SummedBlocks(nn.Module):
     """A weighted sum of what several blocks make of the same images."""
 
-    def __init__(self, blocks: list[V1Block], learned: bool) -> None:
+    def __init__(self, blocks: list[nn.Module], learned: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.weight = nn.Parameter(torch.ones(len(blocks))) if learned else None
@@ -186,6 +216,15 @@ def bottleneck(front: V1, width: int) -> nn.Conv2d:
     made = nn.Conv2d(front.simple + front.complex, width, 1, bias=False)
     nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
     return made
+
+
+def colors(front: V1, channels: int, name: str) -> Tensor:
+    """[S + C] int64: the channel that each cell sees. Colours are drawn; channels of an LGN are dealt, equally many."""
+    key, count = Key(front.seed).of(name), front.simple + front.complex
+    if front.lgn is None:
+        return integers(key, (count, 1), channels)[:, 0]
+    order = uniform(key, (count, 1), dtype=torch.float64)[:, 0].argsort(stable=True)
+    return order.argsort() % channels
 
 
 def banked(bank: Tensor, color: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from robust_train.read.errors import DataError
 from robust_train.records import pairs, pictures
+from robust_train.trained import home_of, is_ensemble
 
 Tree = Mapping[str, Any]
 NEEDED = ("figures", "curves", "identity", "images")
@@ -26,14 +27,16 @@ class Judged:
 
 
 def read(paths: Sequence[str]) -> list[Judged]:
-    """The reports in files or in folders that hold an eval.json. Raises DataError for what is none."""
+    """The reports in files, or in the folders of runs or ensembles. Raises DataError for what is none."""
     found = []
-    for path, name in zip(paths, _short(paths), strict=True):
-        file = Path(path) / "eval.json" if Path(path).is_dir() else Path(path)
+    files = [home_of(path) / "eval.json" if is_ensemble(path) else _file(path) for path in paths]
+    names = _short([str(file.parent) if is_ensemble(path) else path for path, file in zip(paths, files, strict=True)])
+    for path, file, name in zip(paths, files, names, strict=True):
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            remedy = f"`python -m tools.eval {path}` makes one" if Path(path).is_dir() else "name one that is there"
+            makes = Path(path).is_dir() or is_ensemble(path)
+            remedy = f"`python -m tools.eval {path}` makes one" if makes else "name one that is there"
             raise DataError(f"{file}: there is no such report: {remedy}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{file} is no report ({error}): name an eval.json, or a run's folder") from None
@@ -175,6 +178,10 @@ def _apart(each: Sequence[Any], at: str) -> Iterator[tuple[str, list[Any]]]:
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _file(path: str) -> Path:
+    return Path(path) / "eval.json" if Path(path).is_dir() else Path(path)
 
 
 def _short(paths: Sequence[str]) -> list[str]:

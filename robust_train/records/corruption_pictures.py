@@ -1,4 +1,4 @@
-"""A picture of accuracies under corruptions: a map, corruption by severity, and bars by category."""
+"""Pictures of accuracies under corruptions: a network by corruption and severity, a study of many by category."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 from robust_train.data.corruptions import CATEGORIES, NAMES, SEVERITIES, VALIDATION
 from robust_train.evaluate.corruptions import Robustness
-from robust_train.records.pictures import INK, LINES, RULE, _bytes, _figure
+from robust_train.evaluate.study import Study
+from robust_train.records.pictures import INK, LINES, PALE, RULE, _bytes, _figure
 
 GAP = 0.3  # between groups of rows, and before the column of means, in cells
 SHADES = ("#fdf1e3", "#9cc3ea", "#08306b")  # of accuracy 0, 1/2 and 1
 ROOM = 0.12  # the shortest bar that its number has room in
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # told apart without red and green
+MARKS = ("o", "v", "p", "<")  # of variants: another one when the colours are used up
 
 
 def robustness(found: Robustness, title: str = "", base: Robustness | None = None) -> bytes:
@@ -37,6 +40,76 @@ def robustness(found: Robustness, title: str = "", base: Robustness | None = Non
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
     return _bytes(figure)
+
+
+def study(found: Study, title: str = "") -> bytes:
+    """PNG. For each category, the mean of the 15 and clean images a point a network with a role, with 2 SE either way.
+
+    Variants are coloured, what they are compared with is not; each kind has a mark of its own. In a group they stand in
+    the order of the legend.
+    """
+    groups = [one for one in (*CATEGORIES, "mean", "clean") if any(found.values(name, one) for name in found.names)]
+    shown = [name for name in found.names if found.roles.of(name) and any(found.values(name, one) for one in groups)]
+    if not shown:
+        raise ValueError("no network with a role was judged on a whole category: there is nothing to draw")
+    figure = _figure(9.4, max(4.2, 0.24 * len(shown) + 1.2))
+    panel = figure.subplots()
+    width = 0.8 / max(len(shown) - 1, 1)  # between two networks of a group
+    for index, (name, style) in enumerate(zip(shown, _styles(found, shown), strict=True)):
+        spreads = {place: found.spread(name, one) for place, one in enumerate(groups)}
+        known = {place: spread for place, spread in spreads.items() if spread is not None}
+        panel.errorbar(
+            [place + (index - (len(shown) - 1) / 2) * width for place in known],
+            [100 * spread.mean for spread in known.values()],
+            [200 * (spread.error or 0.0) for spread in known.values()],
+            label=name,
+            linestyle="none",
+            elinewidth=1.1,
+            **style,
+        )
+    for place in range(1, len(groups)):
+        panel.axvline(place - 0.5, color=RULE, linewidth=0.8)
+    panel.set_xlim(-0.5, len(groups) - 0.5)
+    panel.set_xticks(range(len(groups)), ["mean of the 15" if one == "mean" else one for one in groups], fontsize=9.5)
+    panel.tick_params(axis="x", length=0, labelcolor=INK)
+    panel.tick_params(axis="y", labelsize=9, labelcolor=INK)
+    panel.grid(axis="y", color=RULE, linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.set_ylabel("accuracy, %", fontsize=9.5, color=INK)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9, title=_heading(found), title_fontsize=8.5)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    return _bytes(figure)
+
+
+def _styles(found: Study, shown: list[str]) -> list[dict[str, Any]]:
+    """How each network's points look, by its role."""
+    styles: list[dict[str, Any]] = []
+    seen: dict[str, int] = {}
+    for name in shown:
+        role = found.roles.of(name)
+        number = seen[role] = seen.get(role, -1) + 1
+        if role == "variant":
+            mark = MARKS[number // len(COLOURS) % len(MARKS)]
+            styles.append({"color": COLOURS[number % len(COLOURS)], "marker": mark, "markersize": 5.5})
+            continue
+        hollow = {"markerfacecolor": "white"} if number % 2 else {}
+        looks = {
+            "base": {"color": PALE, "marker": "x", "markersize": 6},
+            "standard": {"color": PALE, "marker": "o", "markersize": 5.5},
+            "ensemble": {"color": INK, "marker": "D", "markersize": 6.5},
+            "control": {"color": PALE, "marker": "s", "markersize": 6, **hollow},
+            "student": {"color": INK, "marker": "^", "markersize": 7.5},
+            "control student": {"color": PALE, "marker": "^", "markersize": 6.5, "markerfacecolor": "white"},
+        }
+        styles.append(looks[role])
+    return styles
+
+
+def _heading(found: Study) -> str:
+    count = len(found.seeds)
+    return "one seed" if count == 1 else f"{count} seeds, bars 2 SE each way"
 
 
 def _rows(found: Robustness) -> dict[str, float]:

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from robust_train.evaluate.corruptions import Gain, Robustness
     from robust_train.evaluate.report import Report
     from robust_train.evaluate.shifts import Shifted
+    from robust_train.evaluate.study import Spread, Study
     from robust_train.evaluate.transferability import Matrix
 
 MOST = 20  # classes that are shown
+WIDE = 140  # characters that a study's tables have room in
 
 
 def show(title: str, report: Report, names: Sequence[str]) -> None:
@@ -115,6 +117,52 @@ def show_corruptions(title: str, found: Robustness, gain: Gain | None = None) ->
             console.print(f"{name}: {value:.2%}", markup=False)
 
 
+def show_study(title: str, found: Study) -> None:
+    """Print a study, mean +/- standard error over seeds: accuracies, gains, differences, the paper's claims."""
+    from rich.console import Console
+
+    from robust_train.data.corruptions import CATEGORIES
+    from robust_train.evaluate.study import claims
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.width = max(console.width, WIDE)
+    columns = ("clean", *CATEGORIES, "mean")
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) != 1 else ''}"
+    console.print(f"\n{title}: accuracy under corruptions, %, over {seeds}", markup=False)
+    networks = _table("network", "role", *columns)
+    for name in found.names:
+        networks.add_row(name, found.roles.of(name), *(_said(found.spread(name, one)) for one in columns))
+    console.print(networks)
+
+    gains = _table(
+        f"relative gain over {found.roles.base}, %", *CATEGORIES, "mean of the 15 gains", "gain of the means"
+    )
+    for name in (name for name in found.names if name != found.roles.base):
+        gain = found.gain(name)
+        if gain["gain_of_means"] is not None:
+            gains.add_row(name, *(_said(gain[one], "+") for one in (*CATEGORIES, "mean_of_gains", "gain_of_means")))
+    if gains.row_count:
+        console.print(gains)
+
+    differences = _table("difference, points", *columns)
+    for one, of in found.differences().items():
+        spreads = [of(column) for column in columns]
+        if any(spread is not None for spread in spreads):
+            differences.add_row(one, *(_said(spread, "+") for spread in spreads))
+    if differences.row_count:
+        console.print(differences)
+
+    said = _table("claim", "holds", "because")
+    for claim in claims(found):
+        said.add_row(claim.claim, claim.outcome or "open", claim.numbers)
+    for column in said.columns:
+        column.justify, column.overflow = "left", "fold"
+    if said.row_count:
+        console.print(said)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+
+
 def show_transfers(matrix: Matrix) -> None:
     """Print a matrix of transfers: of each kind the error rates, and beside them what was wrong anyway left out."""
     from rich.console import Console
@@ -143,6 +191,10 @@ def show_transfers(matrix: Matrix) -> None:
 
 def _percent(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _said(spread: Spread | None, sign: str = "") -> str:
+    return "-" if spread is None else spread.said(sign)
 
 
 def _table(*columns: str) -> Table:

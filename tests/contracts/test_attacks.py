@@ -34,6 +34,7 @@ from robust_train.attacks.square import Square
 from robust_train.attacks.universal import UAP
 from robust_train.keyed import Key
 from robust_train.models.network import Network
+from robust_train.models.v1 import V1, V1Block
 from robust_train.nouns import Attack, Threat
 from robust_train.read.registry import attacks
 from robust_train.threats.l1 import L1
@@ -115,6 +116,12 @@ def convolutional() -> Network:
     with torch.no_grad():
         network.model[1].running_mean.normal_()
     return network
+
+
+def noisy() -> Network:
+    """A V1 block with neuronal noise, and BatchNorm and dropout behind it."""
+    block = V1Block(V1(visual_degrees=0.5, ksize=3, stride=2, simple=3, complex=3, sf_max=11.3), 1, 8)
+    return network_of(block, nn.BatchNorm2d(6), nn.Dropout(0.3), nn.Flatten(), nn.Linear(96, 3))
 
 
 def some_images() -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,6 +250,21 @@ def test_the_key_alone_decides(attack):
     first = attack(network, images, targets, KEY)
     torch.manual_seed(99)
     assert torch.equal(attack(network, images, targets, KEY), first)
+
+
+@every
+def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack):
+    """Whatever was drawn before; where no image is set aside, halves of a batch are the batch there too."""
+    network, (images, targets) = noisy().eval(), some_images()
+    first = attack(network, images, targets, KEY)
+    torch.manual_seed(99)
+    network(images)  # a forward without a key: the noise goes on
+    again = attack(network, images, targets, KEY)
+    assert torch.equal(again, first)
+    assert (network.noises.mode, network.noises.exact, network.noises.key.seed) == ("drawn", False, 0)
+    if attack.use not in SET_ASIDE:
+        halves = [attack(network, images[rows], targets[rows], KEY[rows]) for rows in (slice(0, 4), slice(4, 8))]
+        assert_close(torch.cat(halves), first, rtol=0, atol=1e-12)
 
 
 @every

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from robust_train.data.corruptions import BENCHMARK, CATEGORIES, NAMES, SEVERITIES, VALIDATION, corrupt
-from robust_train.evaluate.corruptions import ALEXNET, ALEXNET_CLEAN, Robustness, corrupted, efficiency, right
+from robust_train.evaluate.accuracy import verdicts
+from robust_train.evaluate.corruptions import ALEXNET, ALEXNET_CLEAN, Robustness, corrupted, efficiency
 from robust_train.keyed import Key
 from robust_train.nouns import Batch
 
@@ -148,6 +149,11 @@ def batch(levels: list[int], targets: list[int]) -> Batch:
     images = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
     rows = torch.arange(len(levels))
     return Batch(images, torch.tensor(targets), rows, rows + 100)
+
+
+def right(network: nn.Module, chunk: Batch, name: str, severity: int, key: Key) -> torch.Tensor:
+    """[B] bool: verdicts on a corrupted chunk."""
+    return verdicts(network, corrupted(chunk, name, severity, key), None, key)[0].bool()
 
 
 def test_brightness_lifts_dark_images_over_the_threshold():

@@ -1,7 +1,8 @@
 """Law 2: the numbers do not depend on where they ran.
 
 A global batch of 16 images on one rank, on two, or in four parts: one curve of losses. BatchNorm, mixing and the
-weights' perturbation work in groups of 4; drop masks and recomputed activations are on.
+weights' perturbation work in groups of 4; drop masks and recomputed activations are on. Some train behind a V1 front
+end, whose noise is drawn in the attack and in the update.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from typing import Any
 import pytest
 import torch
 
+from robust_train.attacks.pgd import PGD
 from robust_train.engines.average import Average
 from robust_train.engines.execution import Execution
 from robust_train.engines.optim import Optimiser
 from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine
 from robust_train.models.blueprint import Blueprint
+from robust_train.models.small_cnn import SmallResNet
+from robust_train.models.v1 import V1
 from robust_train.nouns import Objective, Place
+from robust_train.objectives.madry import Madry
+from robust_train.objectives.plain import Plain
 from robust_train.objectives.trades import Trades
+from robust_train.threats.linf import Linf
 from tests.examples import examples
 from tests.ranks import on_ranks
 from tests.toys import ToyNetwork, toy_run, trained, weights
@@ -30,7 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 EVERY = bool(os.environ.get("ROBUST_TRAIN_LONG"))  # every objective as far as the first ones: some minutes more
 LONG = tuple(examples(1)) if EVERY else ("madry",)  # followed over 200 updates
-UPDATES, SHORT = 200, 6
+UPDATES, SHORT, BRIEF = 200, 6, 15
+NOISY = V1(visual_degrees=0.5, ksize=5, stride=2, simple=6, complex=6, sf_max=11.3)
 STAGES = (0, 1, 2)  # of ZeRO; in CI all of them follow these two objectives, the others follow stage 2
 FLOAT32 = tuple(examples(1)) if EVERY else ("madry", "generalized, sample with weights")
 
@@ -49,8 +57,16 @@ def in_float32_too() -> dict[str, Objective]:
     return {**found, "trades": replace(trades, attack=replace(trades.attack, start="random"))}
 
 
-def run_of(objective: Objective, updates: int, execution: Execution):
+def noisy_examples() -> dict[str, Objective]:
+    """Those that are followed behind a V1 front end too."""
+    linf = PGD(Linf(0.1), 1, 0.05, norm="group", eot=2)
+    return {"plain, V1 noise": Plain(), "madry, V1 noise": Madry(linf)}
+
+
+def run_of(objective: Objective, updates: int, execution: Execution, noisy: bool = False):
     network = Blueprint(ToyNetwork(), group=4, checkpointing=True)
+    if noisy:
+        network = Blueprint(SmallResNet((4, 6)), front=NOISY, group=4)
     optimiser = Optimiser(name="momentum", lr=Cosine(0.02, warmup=0.1), weight_decay=1e-3, clip=2.0)
     changes = {"network": network, "optimiser": optimiser, "average": Average(0.9)}
     return toy_run(objective, updates=updates, engine=execution, **changes)
@@ -59,8 +75,9 @@ def run_of(objective: Objective, updates: int, execution: Execution):
 def in_float64(place: Place, part: int | None) -> Curves:
     """{example: metrics of each update and last weights} of the plain engine."""
     found = {}
-    for name, objective in examples(1).items():
-        run = run_of(objective, UPDATES if name in LONG else SHORT, Execution(part=part))
+    for name, objective in (examples(1) | noisy_examples()).items():
+        noisy = name in noisy_examples()
+        run = run_of(objective, UPDATES if name in LONG else BRIEF if noisy else SHORT, Execution(part=part), noisy)
         engine = PlainEngine(run, place, torch.float64)
         found[name] = trained(engine), weights(engine)
     return found
@@ -116,11 +133,11 @@ def assert_one_curve(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: fl
         torch.testing.assert_close(value, other[1][name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", examples(1))
+@pytest.mark.parametrize("name", examples(1) | noisy_examples())
 def test_any_layout_gives_one_curve_in_float64(plain: dict[str, Curves], name: str) -> None:
     """To 1e-10: losses, accuracies, gradient norms, weights and running statistics."""
     whole, *divided = (found[name] for found in plain.values())
-    assert len(whole[0]) == (UPDATES if name in LONG else SHORT)
+    assert len(whole[0]) == (UPDATES if name in LONG else BRIEF if name in noisy_examples() else SHORT)
     for other in divided:
         assert_one_curve(whole, other, 1e-10)
 

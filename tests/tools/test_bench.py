@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch.testing import assert_close
 
-from tools.bench import main, measure
+from robust_train.read.errors import ConfigError
+from robust_train.run import Run
+from tools.bench import banks, main, measure, measure_front
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+MEMBER = DEMO.parent / "v1" / "cifar-member.yaml"
+FRONT = ["network.front.simple=6", "network.front.complex=4", "engine.part=2", "network.group=2"]
 QUICK = ["network.model={use: small-cnn, widths: [4], strides: [4]}", "engine.part=32"]
 
 
@@ -27,3 +33,32 @@ def test_the_figures_are_shown_and_written(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "law 4.33" in said
     assert f"efficiency {figures['efficiency']:.2f}" in said
+
+
+def test_a_front_end_is_measured_beside_the_stem_it_replaces() -> None:
+    figures = measure_front(MEMBER, [*FRONT, "network.front.lgn={use: lgn}"], rounds=1)
+    parts = {name.removeprefix("ratio/") for name in figures if name.startswith("ratio/")}
+    alone = {"stem", "front", "front without noise", "lgn without noise"}
+    alone |= {"bank, grouped", "bank, dense", "bank, two dense", "network, own stem", "network, front"}
+    assert parts == alone | {f"{name}, gradient" for name in alone}
+    assert figures["ratio/stem"] == figures["ratio/stem, gradient"] == 1
+    assert figures["ratio/front"] == pytest.approx(figures["seconds/front"] / figures["seconds/stem"])
+
+
+def test_the_banks_that_are_compared_are_the_same_kernels() -> None:
+    block = Run.load(MEMBER, FRONT).network.front.build(3, 32, 8).block
+    images = torch.rand(2, 3, 32, 32)
+    one, *others = (bank(images) for bank in banks(block).values())
+    assert one.shape == (2, 6 + 2 * 4, 16, 16)
+    for other in others:
+        assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+def test_the_front_end_s_figures_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(MEMBER), *FRONT, "--front", "--rounds", "1"])
+    assert "2 images of 32 pixels" in capsys.readouterr().out
+
+
+def test_a_run_without_a_front_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no v1"):
+        measure_front(DEMO, [], rounds=1)

@@ -1,0 +1,138 @@
+"""Networks as they lie on disk: a checkpoint, or a file that makes an ensemble of several."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import robust_train
+from robust_train.data.digits import Digits
+from robust_train.data.shards import Shards
+from robust_train.models.blueprint import Blueprint
+from robust_train.models.ensemble import Ensemble, mixed
+from robust_train.models.network import Network
+from robust_train.models.small_cnn import SmallCNN
+from robust_train.read.errors import CheckpointError, ConfigError
+from robust_train.trained import Members, home_of, network_of
+from tests.saved_networks import CNN, RESNET, saved
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """runs/cnn, runs/resnet: two architectures of one data set; runs/five, runs/small: of other labels, images."""
+    folder = tmp_path_factory.mktemp("study")
+    digits = Digits(folder=str(folder / "digits"))
+    saved(folder / "runs" / "cnn", CNN, digits, seed=1)
+    saved(folder / "runs" / "resnet", RESNET, digits, seed=2)
+    plan = Blueprint(SmallCNN(widths=(4,), strides=(2,)))
+    saved(folder / "runs" / "five", plan, Shards("/nowhere/*.tar", 5, 32, channels=1))
+    saved(folder / "runs" / "small", plan, Shards("/nowhere/*.tar", 10, 16, channels=1))
+    return folder
+
+
+def wrote(folder: Path, text: str, name: str = "ensemble.yaml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def images() -> torch.Tensor:
+    return torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_runs_folder_and_its_checkpoint_are_the_same_network_in_eval_mode(study):
+    folder = study / "runs" / "cnn"
+    for path in (folder, folder / "checkpoints" / "00000001", str(folder)):
+        network = network_of(path)
+        assert isinstance(network, Network)
+        assert (network.training, network.precision, network.classes) == (False, "fp32", 10)
+        with torch.no_grad():
+            assert torch.equal(network(images()), network_of(folder)(images()))
+
+
+@pytest.mark.parametrize("mean", ["logits", "probabilities"])
+def test_a_file_of_members_is_their_mean_wherever_it_is_read_from(study, mean, monkeypatch):
+    """Paths in it are relative to it, not to the working folder."""
+    (study / "deep").mkdir(exist_ok=True)
+    text = f"members: [../runs/cnn, ../runs/resnet/checkpoints/00000001]\nmean: {mean}\nweights: [0.25, 0.75]\n"
+    path = wrote(study / "deep", text, f"{mean}.yaml")
+    one, other = network_of(study / "runs" / "cnn"), network_of(study / "runs" / "resnet")
+    for working, named in ((study, path.relative_to(study)), (study / "deep", path.name), (Path("/"), path)):
+        monkeypatch.chdir(working)
+        ensemble = robust_train.load(named)
+        assert isinstance(ensemble, Ensemble)
+        assert (ensemble.training, ensemble.precision, ensemble.classes) == (False, "fp32", 10)
+        with torch.no_grad():
+            said = torch.stack([one(images()), other(images())])
+            assert torch.equal(ensemble(images()), mixed(said, torch.tensor([0.25, 0.75]), mean))
+
+
+def test_equal_weights_are_what_no_weights_mean(study):
+    path = wrote(study, "members: [runs/cnn, runs/resnet]\n")
+    assert network_of(path).weights.tolist() == [0.5, 0.5]
+
+
+def test_a_whole_folder_can_be_moved(study, tmp_path):
+    wrote(study, "members: [runs/cnn, runs/resnet]\n", "moved.yaml")
+    away = shutil.copytree(study, tmp_path / "away")
+    with torch.no_grad():
+        assert torch.equal(network_of(away / "moved.yaml")(images()), network_of(study / "moved.yaml")(images()))
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    said = {"data": {"a.tar": "00ff"}, "images": 3, "members": [{"accuracy": 0.5, "temperature": 1.25}]}
+    members = Members(("runs/a", "runs/b"), "probabilities", (0.1 + 0.2, 1 - (0.1 + 0.2)), said)
+    path = wrote(tmp_path, members.dump())
+    again = Members.load(path)
+    assert again.members == (str(tmp_path / "runs/a"), str(tmp_path / "runs/b"))
+    assert (again.mean, again.weights, again.fitted) == (members.mean, members.weights, said)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("members: []\n", ConfigError, r"names no members: give it checkpoints"),
+        ("mean: logits\n", ConfigError, r"ensemble\.members: missing"),
+        ("members: [runs/cnn]\nwieghts: [1]\n", ConfigError, r"ensemble\.wieghts.*did you mean 'weights'"),
+        ("members: [runs/cnn]\nmean: votes\n", ConfigError, r"ensemble\.mean.*votes"),
+        ("members: [runs/cnn, runs/none]\n", CheckpointError, r"runs/none does not exist\. Name a run's folder"),
+        ("members: [runs/cnn, runs]\n", CheckpointError, r"has no run\.yaml\. Name a run's folder"),
+        ("members: [runs/cnn, inner.yaml]\n", ConfigError, r"inner\.yaml is an ensemble itself\. Name that one's"),
+        ("members: [runs/cnn, runs/cnn]\nweights: [1]\n", ConfigError, r"must be 2 shares, none below 0"),
+        ("members: [runs/cnn]\nweights: [0.5]\n", ConfigError, r"must be 1 shares, none below 0, that add up to 1"),
+        ("members: [runs/cnn, runs/five]\n", ConfigError, r"members answer with \[5, 10\] classes"),
+        ("members: [runs/cnn, runs/small]\n", ConfigError, r"1 x 32 x 32 \(.*cnn\) and 1 x 16 x 16 \(.*small\)"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_by_its_name_with_one_message(study, text, error, said):
+    wrote(study, "members: [runs/cnn]\n", "inner.yaml")
+    path = wrote(study, text, "bad.yaml")
+    with pytest.raises(error, match=said) as caught:
+        network_of(path)
+    if error is ConfigError:
+        assert "bad.yaml" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_no_timm_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ensemble\.yaml does not exist"):
+        robust_train.load("ensemble.yaml")
+
+
+def test_an_altered_member_is_refused(study, tmp_path):
+    away = shutil.copytree(study, tmp_path / "away")
+    path = wrote(away, "members: [runs/cnn, runs/resnet]\n")
+    weights = away / "runs" / "resnet" / "checkpoints" / "00000001" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointError, match=r"is not the file that was saved"):
+        network_of(path)
+
+
+def test_what_is_found_of_an_ensemble_goes_beside_its_file(study):
+    path = wrote(study, "members: [runs/cnn]\n", "v1.yaml")
+    assert home_of(path) == study / "v1"
+    folder = study / "runs" / "cnn"
+    inside = folder / "checkpoints" / "00000001"
+    assert {home_of(named) for named in (folder, inside, inside / "weights.safetensors")} == {folder}
