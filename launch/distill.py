@@ -131,6 +131,11 @@ class Distillation:
                 found |= replace(self.sweep, members=alone, seeds=(seed,)).runs()
         return found
 
+    def cost(self, pupil: Pupil) -> float:
+        """What an update of a student costs, in forward passes; known before its teachers' file is there."""
+        teachers = self.ensembles[pupil.teachers].members if pupil.teachers in self.ensembles else (pupil.teachers,)
+        return pupil.draws * len(teachers) + 3
+
     def entries(self) -> tuple[Entry, ...]:
         """All that is judged, each under seedS/NAME."""
         from robust_train.evaluate.panel import Entry
@@ -197,10 +202,11 @@ def told(found: Distillation) -> Iterator[str]:
 
 def foreseen(found: Distillation) -> list[str]:
     """What the runs will take, measured on a few updates of the first member."""
-    taught = found.taught()
-    units = next(iter(taught.values())).objective.cost() if taught else 0
     lines = checked(found.sweep.runs())
-    return [*lines, f"and {len(taught)} students of {units:g} forward passes an update, where a member has 3"]
+    for name, pupil in found.students.items():
+        count = len(found.sweep.seeds)
+        lines.append(f"and {count} x {name}, {found.cost(pupil):g} forward passes an update where a member has 3")
+    return lines
 
 
 def do(found: Distillation, until: str) -> Study | None:
@@ -267,7 +273,9 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     began = time.monotonic()
     entries, asked = found.entries(), found.judge
     print(f"judging: {len(entries)} networks under {len(course.corruptions)} corruptions")
-    if not run.cluster.gpu:
+    if run.cluster.gpu:
+        torch.backends.cudnn.allow_tf32 = False  # verdicts are float32
+    else:
         torch.set_num_threads(max(1, int(run.cluster.cpus)))
     device = command.device(run) if run.cluster.gpu else "cpu"
 

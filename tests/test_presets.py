@@ -14,6 +14,7 @@ from shipped import RUNS
 from torch import Tensor
 from torch.testing import assert_close
 
+from launch.distill import Distillation
 from launch.sweep import Sweep
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
@@ -285,7 +286,7 @@ STUDY = ["v1/tinyimagenet", "v1/imagenet"]
 
 @cache
 def study(name: str) -> dict[str, Run]:
-    """The runs of the first seed of a sweep, by their names."""
+    """The runs of the first seed of a sweep, by their names: the variants, and the controls' other members."""
     sweep = replace(Sweep.load(CONFIGS / f"{name}-sweep.yaml"), seeds=(0,))
     return {run.name: run for run in sweep.runs().values()}
 
@@ -293,12 +294,26 @@ def study(name: str) -> dict[str, Run]:
 @pytest.mark.parametrize("name", STUDY)
 def test_the_study_has_eight_variants_of_512_cells_and_three_seeds(name: str) -> None:
     assert Sweep.load(CONFIGS / f"{name}-sweep.yaml").seeds == (0, 1, 2)
-    fronts = {title: run.network.front for title, run in study(name).items()}
+    variants = Distillation.load(CONFIGS / f"{name}-distill.yaml").roles.members
+    fronts = {title: study(name)[title].network.front for title in variants}
     assert len(fronts) == len(set(fronts.values())) == 8
     assert {front.simple + front.complex for front in fronts.values()} == {512}
     assert len({front.seed for front in fronts.values()}) == 1  # the cells differ by what is said of them only
     assert (fronts["only-simple"].complex, fronts["only-complex"].simple) == (0, 0)
     assert (fronts["no-noise"].noise, fronts["high-noise"].noise_factor) == (None, 2)
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_controls_are_as_large_as_the_ensemble_and_see_maps_of_its_size(name: str) -> None:
+    found = Distillation.load(CONFIGS / f"{name}-distill.yaml")
+    assert {len(one.members) for one in found.ensembles.values()} == {8}
+    plain, standard = study(name)["plain-7"], study(name)["standard-7"]
+    assert standard.network == study(name)["standard-0"].network
+    own = plain.network.front.step if plain.network.front else 4  # ResNet-50's stem: a convolution and a pooling by two
+    assert own == standard.network.front.step
+    students = [run for title, run in found.taught().items() if title.startswith("seed0/")]
+    assert {run.seed for run in students} == {study(name)["standard-0"].seed}
+    assert {found.cost(pupil) for pupil in found.students.values()} == {8 + 3}
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -309,11 +324,11 @@ def test_the_three_bands_of_a_study_are_whole_bins_that_meet_and_lie_in_the_stan
         assert front.sf_min <= cells.min() < front.sf_min * 1.1
         assert front.sf_max / 1.1 < cells.max() <= front.sf_max
     assert [front.sf_min for front in fronts[1:]] == [front.sf_max for front in fronts[:-1]]
-    assert fronts[-1].sf_max <= study(name)["standard"].network.front.sf_max
+    assert fronts[-1].sf_max <= study(name)["standard-0"].network.front.sf_max
 
 
 def test_the_study_on_tiny_imagenet_has_the_published_geometry_and_training() -> None:
-    run = study("v1/tinyimagenet")["standard"]
+    run = study("v1/tinyimagenet")["standard-0"]
     front = run.network.front
     assert (run.data.size, front.visual_degrees, front.ksize, front.stride, front.k_exc) == (64, 2, 25, 2, 23.5)
     assert (front.noise_scale, front.noise_level, front.relu_after, front.sf_max) == (0.286, 0.071, False, 11.3)

@@ -72,6 +72,32 @@ class CropFlip(ImageAugmentation):
         return augmented
 
 
+@augmentations.register("affine-flip")
+@dataclass(frozen=True)
+class AffineFlip(ImageAugmentation):
+    """A random rotation, shift and enlargement, black where nothing is left to show, then a random mirror; no crop."""
+
+    degrees: float = 30.0  # largest rotation either way
+    shift: float = 0.05  # largest shift either way, as a share of the side
+    scale: tuple[float, float] = (1.0, 1.2)  # the image's size, as a share of its own
+    flip: float = 0.5  # probability of the mirror image
+
+    def __post_init__(self) -> None:
+        if self.degrees < 0:
+            raise ValueError(f"degrees={self.degrees:g} must not be negative: it is the largest rotation either way")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale={self.scale} must be two positive numbers, ascending")
+        _check_probability("shift", self.shift)
+        _check_probability("flip", self.flip)
+
+    def build(self, size: int, channels: int, crop: float) -> Augmented:
+        ensure_torchvision_importable()
+        from torchvision.transforms import RandomAffine, RandomHorizontalFlip
+
+        affine, mirror = RandomAffine(self.degrees, (self.shift,) * 2, self.scale), RandomHorizontalFlip(self.flip)
+        return lambda image: mirror(affine(pixels(fit(image, size, crop))))
+
+
 @augmentations.register("inception")
 @dataclass(frozen=True)
 class Inception(ImageAugmentation):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robust_train.data.augment import MEAN, CropFlip, Heavy, Inception, NoAugmentation
+from robust_train.data.augment import MEAN, AffineFlip, CropFlip, Heavy, Inception, NoAugmentation
 from robust_train.data.decode import Undecodable, decode, fit, pixels
 from robust_train.data.loader import generators_restored, seed_generators
 from robust_train.keyed import Key
@@ -89,6 +89,29 @@ def test_without_flips_nothing_is_mirrored():
         assert (inside[:, 2:6].diff(dim=1) == 1).all()
 
 
+def test_an_affine_augmentation_turns_shifts_and_enlarges_as_far_as_it_says():
+    """A white disc on black: turned it stays, shifted its centre moves, enlarged its area grows by the square."""
+    y, x = np.mgrid[:33, :33] - 16
+    disc = Image.fromarray(((y**2 + x**2 < 49) * 255).astype(np.uint8))
+    plain = pixels(disc)[0].float()
+    still = {"degrees": 0.0, "shift": 0.0, "scale": (1.0, 1.0), "flip": 0.0}
+
+    def drawn(seed: int, **changes):
+        return shown(AffineFlip(**{**still, **changes}), disc, seed, 33, 1)[0].float()
+
+    assert torch.equal(drawn(0), plain)
+    turned = torch.stack([drawn(seed, degrees=30.0) for seed in range(8)])
+    assert ((turned > 127).sum((1, 2)) - (plain > 127).sum()).abs().max() <= 8
+    grown = [float((drawn(seed, scale=(1.0, 1.2)) > 127).sum() / (plain > 127).sum()) for seed in range(40)]
+    assert 0.97 < min(grown) < 1.1
+    assert 1.3 < max(grown) < 1.5
+    places = [(drawn(seed, shift=0.1) > 127).nonzero().float().mean(0) - 16 for seed in range(60)]
+    assert 2.5 < torch.stack(places).abs().max() <= 3.5
+    ramp = Image.fromarray(np.tile(np.arange(1, 9, dtype=np.uint8), (8, 1)))
+    mirrored = shown(AffineFlip(**{**still, "flip": 1.0}), ramp, 0, 8, 1)
+    assert torch.equal(mirrored, pixels(ramp).flip(2))
+
+
 def test_the_whole_image_as_crop_is_a_plain_resize():
     image = photograph(32, 32)
     plain = Inception(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, interpolation="bilinear")
@@ -145,6 +168,9 @@ def test_randaugment_does_more_than_the_basic_recipe():
     [
         (CropFlip, {"flip": 1.5}),
         (CropFlip, {"pad": -1}),
+        (AffineFlip, {"degrees": -1.0}),
+        (AffineFlip, {"shift": 1.5}),
+        (AffineFlip, {"scale": (1.2, 1.0)}),
         (Inception, {"scale": (0.0, 1.0)}),
         (Inception, {"ratio": (2.0, 1.0)}),
         (Inception, {"jitter": -0.1}),
