@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from robust_train.records.pictures import attack_picture
 from robust_train.run import Run
 from robust_train.train import train
 
+PATIENCE = 20.0  # seconds that a folder may still be held by a process that was killed
 FREE = ("name", "records", "cluster", "engine", "checkpoint")
 """Fields that may change when a run goes on: they never change its numbers."""
 
@@ -41,7 +44,7 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
         return done
     deterministic(run, place)
     check(run, place.world)
-    with make(run, place) as engine:
+    with alone(run, place), make(run, place) as engine:
         check_room(run, engine)
         with Records(run, place) as records:
             begin(engine, records)
@@ -52,6 +55,35 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
                     return finish(run, engine, records)
                 except RollBack as fault:
                     roll_back(engine, records, fault)
+
+
+@contextmanager
+def alone(run: Run, place: Place, patience: float | None = None) -> Iterator[None]:
+    """Hold the run's folder against a second job, which would write over the first one's metrics and checkpoints.
+
+    The system lets go of it when the process ends, however it ends. patience: seconds that one just killed may take to
+    be gone; None: PATIENCE. Nothing is held where the file system has no locks.
+    """
+    if not place.leads:
+        yield
+        return
+    patience = PATIENCE if patience is None else patience
+    with (run.path / "lock").open("a") as file:
+        began = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - began > patience:
+                    raise ConfigError(
+                        f"{run.path} is being written by another process: the same run is at work already. Let it end, "
+                        "end it, or give this one another folder (folder=runs/NAME)."
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # no locks here
+                break
+        yield
 
 
 def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> list[str]:

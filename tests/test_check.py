@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust_train import check
+from robust_train import check, job
 from robust_train.attacks.pgd import PGD
 from robust_train.check import Held, activation_bytes, available, check_room, checkpoint_bytes, writable
 from robust_train.checkpoint import Keep
@@ -136,3 +136,35 @@ def test_checking_leaves_the_numbers_of_the_run_alone():
     plain, looked_at = PlainEngine(run), PlainEngine(run)
     check_room(run, looked_at)
     assert trained(plain) == trained(looked_at)
+
+
+def test_a_folder_is_held_against_a_second_job_until_the_first_has_ended(tmp_path, monkeypatch):
+    """Held by another process, as a job that is at work; let go of at its end, even where it is killed."""
+    import subprocess
+    import sys
+
+    monkeypatch.setattr(job, "PATIENCE", 0.5)
+    run = toy_run(Plain(), tmp_path)
+    code = (
+        "import fcntl, sys, time\n"
+        f"file = open({str(tmp_path / 'lock')!r}, 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=r"written by another process.*folder="):
+            job.do(run, PlainEngine, Place())
+        assert not (tmp_path / "metrics.jsonl").exists()
+        with job.alone(run, Place(1, 2), patience=0.0):
+            pass  # only the rank that writes holds it
+    finally:
+        other.kill()
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+    with job.alone(run, Place(), patience=1.0):
+        pass

@@ -37,6 +37,7 @@ class Noise:
     key: Key = field(default_factory=lambda: Key(0))  # of the forwards to come
     exact: bool = False  # whether they all draw from `key` itself
     forwards: int = 0  # since the key was named
+    fixed: Key = field(default_factory=lambda: Key(0).of("fixed"))  # of all forwards where noise is fixed
     words: Tensor | None = None  # [2] int64: Philox's key words of this forward, never ints: a compiled network
 
     @contextmanager
@@ -66,7 +67,7 @@ class Noise:
         """A forward begins."""
         key = self.key if self.exact else self.key.at(self.forwards)
         if self.mode == "fixed":
-            key = Key(0).of("fixed")
+            key = self.fixed
         self.words = torch.tensor(key.words, dtype=torch.int64)
         self.forwards += 1
 

@@ -39,6 +39,8 @@ class Ensemble(nn.Module):
         if len(given) != len(members) or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
             raise ValueError(f"weights={given} must be {len(members)} shares, none below 0, that add up to 1")
         self.members = nn.ModuleList(members)
+        for index, member in enumerate(members):
+            member.noises.fixed = Key(0).of("fixed").at(index)  # no two share a draw
         self.classes, self.mean = classes.pop(), mean
         self.register_buffer("weights", torch.tensor(given, dtype=torch.float64), persistent=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -267,3 +269,16 @@ def test_an_attack_through_batch_statistics_moves_no_running_statistic():
     before = {name: value.clone() for name, value in ensemble.state_dict().items()}
     PGD(Linf(0.1), 1, 0.1, norm="group")(ensemble, pictures(), torch.zeros(4, dtype=torch.int64), Key(0))
     assert all(torch.equal(value, before[name]) for name, value in ensemble.state_dict().items())
+
+
+def test_fixed_noise_is_one_draw_a_member_and_no_two_share_it():
+    ensemble, images = noisy(), pictures()
+    first, again = ensemble.each[0], deepcopy(ensemble.each[0])
+    twins = Ensemble([first, again]).eval()
+    with torch.no_grad(), twins.noise(mode="off"):
+        one, other = twins.answers(images)
+        assert torch.equal(one, other), "alike but for their noise"
+    with torch.no_grad(), twins.noise(mode="fixed"):
+        one, other = twins.answers(images)
+        assert not torch.equal(one, other)
+        assert torch.equal(twins.answers(images)[0], one)
