@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -51,13 +51,25 @@ def attacked(network: Any, norm: Norm = "running", key: Key | None = None) -> It
 def masks(network: Any, drops: Drops, key: Key, step: int) -> Iterator[None]:
     """Dropout and stochastic depth for one forward of an attack: off, one draw for all steps, or one each step.
 
-    The network's noise is as dropout is, except that off leaves it on, as in evaluation: one draw each forward.
+    The network's noise is as dropout is, except that off leaves it on, as in evaluation: each step draws anew, for the
+    rows that `key` names, so that images set aside change no other's noise.
     """
     if not hasattr(network, "drops"):
         yield
         return
-    chosen = {"off": None, "frozen": key, "redrawn": key.at(step)}[drops]
-    with network.drops(chosen):
+    if drops != "off":
+        with network.drops(key if drops == "frozen" else key.at(step)):
+            yield
+        return
+    noise = getattr(network, "noise", None)
+    with network.drops(None), nullcontext() if noise is None else noise(key.at(step)):
+        yield
+
+
+@contextmanager
+def undropped(network: Any) -> Iterator[None]:
+    """No dropout and no stochastic depth for a whole attack; the network's noise as it is."""
+    with network.drops(None) if hasattr(network, "drops") else nullcontext():
         yield
 
 

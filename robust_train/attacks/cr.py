@@ -77,7 +77,7 @@ class CR(Attack):
 
     def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
         """What stands and what fell, with the points found."""
-        with attacked(network, key=key), masks(network, "off", key, 0):
+        with attacked(network, key=key):
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing
@@ -98,12 +98,13 @@ class CR(Attack):
         images, z = standing.images, self.threat.start(standing.images, key)
         for step in range(WARM_UP):
             point = self.threat.apply(images, z).requires_grad_()
-            logits = full(network(point))
+            with masks(network, "off", key, step):
+                logits = full(network(point))
             (slope,) = torch.autograd.grad(loss(logits, standing.targets).sum(), point)
             standing.note(correct(logits.detach(), standing.labels) == 0, point.detach())
             z = self.threat.step(images, z, slope, eps / 4 if step == WARM_UP // 2 else eps / 2)
         point = self.threat.apply(images, z)
-        logits = full(standing.judge(point)).scatter(1, standing.labels[:, None], -torch.inf)
+        logits = full(standing.judge(point, standing.key)).scatter(1, standing.labels[:, None], -torch.inf)
         count = min(self.classes, logits.shape[1] - 1)
         goals = standing.chunk_labels[:, None].repeat(1, count)
         rows = slice(0, standing.count)  # without the padding
@@ -126,7 +127,8 @@ class CR(Attack):
                 noise = standing.key.of("noise").at(attempt).at(period)
                 z = self.threat.project(images, inner + replace(self.threat, eps=size).start(inner, noise) - images)
             point = self.threat.apply(images, z).requires_grad_()
-            logits = full(network(point))
+            with masks(network, "off", standing.key.of("try").at(attempt), step):
+                logits = full(network(point))
             own, other = (logits.gather(1, which[:, None]).squeeze(1) for which in (standing.labels, climb.goals))
             (slope,) = torch.autograd.grad((other - own).sum(), point)
             climb = replace(climb, z=ball.step(images, z, slope, size))
@@ -134,7 +136,7 @@ class CR(Attack):
             judged = gap
             if place <= third:  # the gradient was taken outside the true ball
                 point = self.threat.apply(images, climb.z.clamp(-eps, eps))
-                with torch.no_grad():
+                with masks(network, "off", standing.key.of("try").at(attempt), step), torch.no_grad():
                     logits = full(network(point))
                 judged = margin(logits, standing.labels)
             near.index_add_(0, standing.row, ((judged < NEAR) & standing.real).to(near.dtype))

@@ -136,7 +136,7 @@ class FAB(NearestAttack):
         """One run; what it keeps of the rows that still stand."""
         shape = standing.images.shape[1:]
         for step in range(self.steps):
-            with masks(network, "off", standing.key, 0):
+            with masks(network, "off", standing.key, step):
                 point = self._moved(walk, *_boundary(network, walk, shape, self.threat.use))
                 with torch.no_grad():
                     fooled = correct(network(point.view(-1, *shape)), walk.labels) == 0

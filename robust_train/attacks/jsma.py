@@ -64,10 +64,11 @@ class JSMA(Attack):
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
         points, rows = images.clone(), torch.arange(len(images), device=images.device)
         goals: Tensor | None = None
-        with attacked(network, key=key), exactly(network), masks(network, "off", key, 0):
-            for _ in range(self.steps):
+        with attacked(network, key=key), exactly(network):
+            for step in range(self.steps):
                 point = points[rows].requires_grad_()
-                logits = full(network(point))
+                with masks(network, "off", key[rows], step):
+                    logits = full(network(point))
                 if goals is None:
                     goals = self._goals(logits.detach(), labels, key)
                 standing = (~self._done(logits, goals[rows])).nonzero().flatten()

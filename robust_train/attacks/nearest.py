@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.attacked import attacked, undropped
 from robust_train.attacks.standing import exactly, wide
 from robust_train.keyed import Key, integers
 from robust_train.losses import correct
@@ -65,7 +65,7 @@ def measuring(network: Any, key: Key | None = None) -> Iterator[None]:
     BatchNorm uses its running statistics: images that are done are set aside, which would cut its groups. key: of the
     network's own noise, where it has any; None: as it is.
     """
-    with attacked(network, key=key), exactly(network), masks(network, "off", Key(0), 0):
+    with attacked(network, key=key), exactly(network), undropped(network):
         yield
 
 

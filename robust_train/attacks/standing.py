@@ -57,9 +57,9 @@ class Standing:
         self.since = 0  # steps since the last packing
         self._hold((~self.fallen).nonzero().flatten())
 
-    def judge(self, points: Tensor) -> Tensor:
-        """Logits by a fresh float32 forward, without dropout and without a graph."""
-        with exactly(self.network), masks(self.network, "off", self.chunk_key, 0), torch.no_grad():
+    def judge(self, points: Tensor, key: Key | None = None) -> Tensor:
+        """Logits by a fresh float32 forward, without dropout and without a graph. key: of these images; None: all."""
+        with exactly(self.network), masks(self.network, "off", key or self.chunk_key, 0), torch.no_grad():
             return self.network(points)
 
     def likeliest(self, rank: int) -> Tensor:
@@ -120,8 +120,9 @@ class Standing:
         """Judge the points of some packed rows again, and record what they do."""
         if not len(rows):
             return
-        padded, index = points[self._padded(rows)], self.row[rows]
-        logits = self.judge(padded)[: len(rows)]
+        wanted, index = self._padded(rows), self.row[rows]
+        padded = points[wanted]
+        logits = self.judge(padded, self.chunk_key[self.row[wanted]])[: len(rows)]
         now = margin(logits, self.chunk_labels[index])
         better = now < self.margin[index]
         self.found[index] = torch.where(wide(better, padded), padded[: len(rows)], self.found[index])

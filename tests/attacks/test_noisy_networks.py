@@ -66,7 +66,8 @@ def test_a_step_goes_along_the_mean_of_as_many_draws_as_eot_says(drops) -> None:
     points = [IMAGES, IMAGES + 0.02 * watched.seen[0].sign()]
 
     def draw(number: int) -> Key:
-        return KEY.of("noise").at(number) if drops == "off" else KEY.of("drops").at(number).of("noise")
+        own = KEY.of("drops").at(number).of("noise")
+        return own.at(0) if drops == "off" else own
 
     for step, point in enumerate(points):
         each = [gradient(network, point.clamp(0, 1), draw(3 * step + number)) for number in range(3)]
