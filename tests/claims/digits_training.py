@@ -44,9 +44,14 @@ def mlp(seed: int) -> Network:
     return Network(nn.Sequential(*layers[:-1]), classes=10, stages=("1", "3"))
 
 
-def trained(objective: Objective, seed: int = 0, epochs: int = 60) -> Network:
-    """A network after `epochs` of the objective; the objective's counts are kept as an engine keeps them."""
+def trained(objective: Objective, seed: int = 0, epochs: int = 60, without: int | None = None) -> Network:
+    """A network after `epochs` of the objective; the objective's counts are kept as an engine keeps them.
+
+    without: a digit whose training images are left out.
+    """
     network, (images, labels, _, _) = mlp(seed), digits()
+    if without is not None:
+        images, labels = images[labels != without], labels[labels != without]
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(seed)
     position, state = torch.arange(BATCH), {}
