@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -301,8 +302,7 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     picture = found.folder / "study.png"
     picture.write_bytes(drawn(study, title))
     tree: Mapping[str, Any] = {
-        "command": " ".join(["python", "-m", "launch.distill", *sys.argv[1:]]),
-        "images": next(iter(results.values())).clean,
+        "command": shlex.join(["python", "-m", "launch.distill", *sys.argv[1:]]),
         "judge": vars(asked),
         **study.tree(),
         "robustness": {name: one.tree() for name, one in each.items()},
