@@ -100,7 +100,7 @@ class Ensemble(nn.Module):
 
 def mixed(logits: Tensor, weights: Tensor, mean: Mean) -> Tensor:
     """[..., C] from the logits [M, ..., C] of M members with weights [M] on the simplex, as `mean` says."""
-    weights = weights.to(logits.dtype)
+    weights = weights.to(logits.dtype).view(-1, *[1] * (logits.dim() - 1))
     if mean == "logits":
-        return torch.einsum("m,m...->...", weights, logits)
-    return torch.logsumexp(logits.log_softmax(-1) + weights.log().view(-1, *[1] * (logits.dim() - 1)), 0)
+        return (weights * logits).sum(0)
+    return torch.logsumexp(logits.log_softmax(-1) + weights.log(), 0)

@@ -17,8 +17,11 @@ from robust_train.attacks.combine import Restarts
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
+from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Objective
+from robust_train.objectives import distill
+from robust_train.objectives.distill import Distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.objectives.madry import Madry
@@ -40,6 +43,12 @@ BALLS = tuple(PGD(ball, 2, size, "zero", "best") for ball, size in ((Linf(0.1), 
 EXAMPLES: dict[str, list[Objective]] = {
     "plain": [Plain(), Plain(0.1)],
     "madry": [Madry(LINF), Madry(NFGSM(Linf(0.1)), 0.1), Madry(PGD(Linf(0.1), 0, 0.1))],
+    "distill": [
+        Distill(("a", "b"), draws=2, teacher_precision="fp32"),
+        Distill(("a", "b"), attack=LINF, mean="probabilities", teacher_precision="fp32"),
+        Distill(("a", "b"), 1.0, 1.0, attack=LINF, beta=5 / 6, raises="teacher", teacher_precision="fp32"),
+        Distill(("a", "b"), attack=LINF, teacher_sees="attacked", teacher_precision="fp32"),
+    ],
     "trades": [
         Trades(PGD(Linf(0.1), 3, 0.05, "noise"), 6.0),
         Trades(Restarts(LINF, 2), 1.0, 0.1),
@@ -59,6 +68,15 @@ EXAMPLES: dict[str, list[Objective]] = {
 }
 OBJECTIVES = [objective for name in objectives for objective in EXAMPLES.get(name, [])]
 every = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.use}-{OBJECTIVES.index(o)}")
+
+
+@pytest.fixture(autouse=True)
+def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, of the size of the network whose cost is counted, in place of checkpoints."""
+    torch.manual_seed(2)
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3)) for _ in range(2)]
+    ensemble = Ensemble([Network(model, 3) for model in models]).double().eval().requires_grad_(False)
+    monkeypatch.setattr(distill, "teachers_of", lambda *_: ensemble)
 
 
 def network_of(**layers: nn.Module) -> Network:
@@ -171,6 +189,8 @@ def training_forwards(objective: Objective) -> int:
     if isinstance(objective, Generalized):
         terms = len(objective.attacks) if objective.join == "average" else 1
         return terms + (objective.weights is not None and objective.join != "sample")
+    if isinstance(objective, Distill):
+        return 1 if objective.attack is None else 2
     return 1 if isinstance(objective, (Plain, Madry)) else 2
 
 
