@@ -10,7 +10,6 @@ judging     FOLDER/judged: every network on the same corrupted images; then FOLD
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launch.packing import sweep
-from launch.sweep import Member, Sweep, checked, listed
+from launch.sweep import Member, Sweep, checked, failing, listed, sheet
 from robust_train.evaluate.study import Roles, Study
 from robust_train.read import overrides
 from robust_train.read.errors import ConfigError, main_guard, nearest
@@ -159,35 +158,19 @@ def _known(where: str, names: Iterable[str], known: list[str]) -> None:
 
 @main_guard()
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m launch.distill",
-        description=__doc__,
-        epilog=USE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument("study", nargs="?", help="the study: a YAML file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the study")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print every run, ensemble and network judged, and stop")
-    parser.add_argument("--check", action="store_true", help="check the first run; print the forecast of all")
-    parser.add_argument("-h", "--help", action="store_true", help="this, and every field of a study")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.help:
-        from robust_train.read.help import describe
-
-        print(parser.format_help())
-        print(describe(Distillation, "study"))
+    until = {"choices": STAGES, "default": STAGES[-1], "help": "the last stage to do (%(default)s)"}
+    example = "configs/debug/v1-distill.yaml"
+    arguments = sheet("python -m launch.distill", __doc__, USE, "study", Distillation, example, argv, until=until)
+    if arguments is None:
         return
-    if arguments.study is None:
-        raise ConfigError("name a study: python -m launch.distill configs/debug/v1-distill.yaml (--help: its fields)")
-    found = Distillation.load(arguments.study, arguments.settings)
+    found = Distillation.load(arguments.file, arguments.settings)
     if arguments.dry_run:
         print("\n".join(told(found)))
     elif arguments.check:
         print("\n".join(foreseen(found)))
     else:
-        do(found, arguments.until)
+        with failing():
+            do(found, arguments.until)
 
 
 def told(found: Distillation) -> Iterator[str]:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,30 +171,56 @@ def words(settings: Iterable[str] | Mapping[str, Any]) -> list[str]:
     return list(settings)
 
 
-@main_guard()
-def main(argv: list[str]) -> None:
+def sheet(
+    program: str, about: str | None, use: str, what: str, kind: type, example: str, argv: list[str], **more: Any
+) -> argparse.Namespace | None:
+    """What the command line of a sheet of runs asks for; None where it asked for --help, which is given.
+
+    what: the noun of its YAML file, read as `kind`; more: a further option, by name, with add_argument's words.
+    """
     parser = argparse.ArgumentParser(
-        "python -m launch.sweep",
-        description=__doc__,
-        epilog=USE,
+        program,
+        description=about,
+        epilog=use,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("sweep", nargs="?", help="the sweep: a YAML file")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the sweep")
+    parser.add_argument("file", nargs="?", metavar=what, help=f"the {what}: a YAML file")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"changes to the {what}")
+    for name, option in more.items():
+        parser.add_argument(f"--{name}", **option)
     parser.add_argument("--dry-run", action="store_true", help="print every run's folder, seed and what is its own")
     parser.add_argument("--check", action="store_true", help="check the first run; print the forecast of all")
-    parser.add_argument("-h", "--help", action="store_true", help="this, and every field of a sweep")
+    parser.add_argument("-h", "--help", action="store_true", help=f"this, and every field of a {what}")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.help:
         from robust_train.read.help import describe
 
         print(parser.format_help())
-        print(describe(Sweep, "sweep"))
+        print(describe(kind, what))
+        return None
+    if arguments.file is None:
+        raise ConfigError(f"name a {what}: {program} {example} (--help lists its fields)")
+    return arguments
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Where some runs failed and all others are done: says so, and ends with exit code 1."""
+    try:
+        yield
+    except Unfinished as error:
+        print(f"{error}\nWhat each of them said is in its {LOG}.", file=sys.stderr)
+        raise SystemExit(FAILED) from None
+
+
+@main_guard()
+def main(argv: list[str]) -> None:
+    example = "configs/debug/v1-sweep.yaml"
+    arguments = sheet("python -m launch.sweep", __doc__, USE, "sweep", Sweep, example, argv)
+    if arguments is None:
         return
-    if arguments.sweep is None:
-        raise ConfigError("name a sweep: python -m launch.sweep configs/debug/v1-sweep.yaml (--help lists its fields)")
-    found = Sweep.load(arguments.sweep, arguments.settings)
+    found = Sweep.load(arguments.file, arguments.settings)
     if arguments.dry_run:
         print("\n".join(listed(found)))
     elif arguments.check:
@@ -205,17 +232,18 @@ def main(argv: list[str]) -> None:
 def do(found: Sweep) -> None:
     """Do a sweep, print its table, write its sweep.json. Exits with code 1 where some runs failed."""
     runs = found.runs()  # before the working folder becomes what relative paths are relative to
+    address = found.cluster.address or found.shared().cluster.address
     failed: dict[str, str] = {}
     trouble: Unfinished | None = None
     try:
-        done = sweep(runs, found.retries, found.cluster.address or found.shared().cluster.address)
+        done = sweep(runs, found.retries, address)
     except Unfinished as error:
         trouble, done, failed = error, error.done, error.failed
     record(Path(found.folder), done, failed)
     table(found, done, failed)
     if trouble is not None:
-        print(f"{trouble}\nWhat each of them said is in its {LOG}.", file=sys.stderr)
-        raise SystemExit(FAILED)
+        with failing():
+            raise trouble
 
 
 def record(folder: Path, done: Mapping[str, Summary], failed: Mapping[str, str]) -> None:

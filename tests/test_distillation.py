@@ -79,3 +79,20 @@ def test_a_study_that_contradicts_itself_is_refused_by_name(change, said):
 def test_frost_without_textures_is_refused_before_anything_is_trained(study):
     with pytest.raises(ConfigError, match=r"judge\.frost"):
         course_of(Distillation.load(STUDY, ["judge.frost=null"]).judge)
+
+
+def test_a_member_that_fails_ends_the_study_with_code_1_before_its_students(study, monkeypatch, capsys):
+    """As it ends a sweep: bad input has code 2, and its remedy is another."""
+    import launch.distill
+    from launch.packing import Unfinished
+
+    def fails(runs, retries, address):
+        raise Unfinished({}, {"seed0/low-sf": "its process was killed"})
+
+    monkeypatch.setattr(launch.distill, "sweep", fails)
+    with pytest.raises(SystemExit) as ended:
+        launch.distill.main([str(STUDY)])
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert "seed0/low-sf: its process was killed" in said.err
+    assert "students" not in said.out

@@ -139,8 +139,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
         parser.error("--weights needs --model: a checkpoint has its own weights")
     eval_corruptions.check(parser, found)
     eval_saved.check(parser, found)
-    if found.threat and len(found.threat) > 1 and len(found.eps or ()) != len(found.threat):
-        parser.error(f"{len(found.threat)} threat models and {len(found.eps or ())} eps: give one for each, in order")
+    threats, radii = len(found.threat or ()), len(found.eps or ())
+    if threats and radii != threats and (threats > 1 or radii):
+        parser.error(
+            f"{threats} threat models and {radii} eps: give one for each, in order; --curve takes several of one"
+        )
     if not found.threat and len(found.eps or ()) > 1:
         parser.error("several eps need as many threat models: --threat linf l2 --eps 8/255 0.5")
     return found

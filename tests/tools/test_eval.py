@@ -162,6 +162,7 @@ def test_another_threat_model_needs_a_radius_of_its_own(small_run):
         (["runs/x", "--weights", "w.pth"], "--weights needs --model"),
         (["runs/x", "--eps", "eight"], "'eight' is no number: write 0.03 or 8/255"),
         (["runs/x", "--threat", "linf", "l2", "--eps", "0.1"], "2 threat models and 1 eps: give one for each"),
+        (["runs/x", "--threat", "linf", "--eps", "0.1", "0.2"], "1 threat models and 2 eps: give one for each"),
         (["runs/x", "--eps", "0.1", "0.2"], "several eps need as many threat models"),
     ],
 )
