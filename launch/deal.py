@@ -12,7 +12,6 @@ from robust_train.read.errors import ConfigError
 if TYPE_CHECKING:
     from robust_train.evaluate.robustness import Deal
     from robust_train.evaluate.work import Found, Piece, Plan
-    from robust_train.nouns import Dataset
 
 TIMES = 3  # a process that dies is started again so often; what it had given is not given twice
 
@@ -26,8 +25,8 @@ class Subject(Protocol):
     def network(self, device: str) -> Any:
         """What `work` is given to judge."""
 
-    def images(self) -> Dataset:
-        """What it is judged on."""
+    def images(self) -> Any:
+        """What `work` is given to judge it on."""
 
 
 def dealt(

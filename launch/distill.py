@@ -30,6 +30,7 @@ from robust_train.read.parse import Tree, load_tree, parse
 if TYPE_CHECKING:
     from robust_train.evaluate.corruption_work import Course
     from robust_train.evaluate.panel import Entry
+    from robust_train.nouns import Dataset
     from robust_train.run import Run
 
 STAGES = ("members", "students", "judging")
@@ -199,7 +200,7 @@ def do(found: Distillation, until: str) -> Study | None:
 
     members, taught = found.sweep.runs(), found.taught()  # mistakes are found before the first run
     address = found.sweep.cluster.address or found.sweep.shared().cluster.address
-    course = course_of(found.judge)
+    course = course_of(found.judge, next(iter(members.values())).data)
     enter_home()
     print(f"members: {len(members)} runs below {found.folder}")
     sweep(members, found.sweep.retries, address)
@@ -226,19 +227,15 @@ def join(found: Distillation) -> None:
                 checkpoint.write_atomically(path, text)
 
 
-def course_of(asked: Judging) -> Course:
-    """What is done to the images. Raises ConfigError where frost has no textures."""
+def course_of(asked: Judging, data: Dataset) -> Course:
+    """What is done to the images. Raises ConfigError or DataError for what could not be made: before the first run."""
     from robust_train.data.corruptions import named
     from robust_train.evaluate.corruption_work import Course
 
-    names = named(asked.corruptions)
-    if "frost" in names and asked.frost is None:
-        raise ConfigError(
-            "judge.frost: frost needs textures, a folder with frost1 to frost5 (.png, .jpg or .webp), as ImageNet-C's "
-            "authors publish them; or leave it out: judge.corruptions=noise,blur,digital,snow,fog,brightness"
-        )
     frost = None if asked.frost is None else str(Path(asked.frost).expanduser().absolute())
-    return Course(names, asked.chunk, asked.images, asked.seed, frost)
+    course = Course(named(asked.corruptions), asked.chunk, asked.images, asked.seed, frost)
+    course.check(data.size, "judge.frost=FOLDER")
+    return course
 
 
 def judge(found: Distillation, course: Course, run: Run, address: str | None) -> Study:

@@ -10,7 +10,7 @@ from typing import Any
 from robust_train import checkpoint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
-from robust_train.evaluate.shifts import preprocessing
+from robust_train.evaluate.shifts import Shifts, preprocessing
 from robust_train.keyed.noise import Mode
 from robust_train.loading import load, of_timm, run_of, validation_of
 from robust_train.models.ensemble import Ensemble
@@ -163,6 +163,26 @@ class Subject:
         return replace(
             self, checkpoint=of(self.checkpoint), weights=of(self.weights), data=of(self.data), listed=of(self.listed)
         )
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A subject before images of its classes made otherwise, in place of its own; their folders are absolute."""
+
+    subject: Subject
+    shifts: Shifts
+
+    def at(self, folder: str) -> Shifted:
+        """The same for another process."""
+        return replace(self, subject=self.subject.at(folder))
+
+    def network(self, device: str = "cpu") -> Network | Ensemble:
+        """The subject's."""
+        return self.subject.network(device)
+
+    def images(self) -> Shifts:
+        """What it is judged on."""
+        return self.shifts
 
 
 def checksum(path: Path) -> str:

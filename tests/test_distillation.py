@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.distill import Distillation, course_of, join, told
 from robust_train.objectives.distill import Distill
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, DataError
 from robust_train.trained import Members
 
 STUDY = Path("configs/v1/cifar-distill.yaml")
@@ -76,9 +77,15 @@ def test_a_study_that_contradicts_itself_is_refused_by_name(change, said):
         runs()
 
 
-def test_frost_without_textures_is_refused_before_anything_is_trained(study):
-    with pytest.raises(ConfigError, match=r"judge\.frost"):
-        course_of(Distillation.load(STUDY, ["judge.frost=null"]).judge)
+def test_frost_without_textures_is_refused_before_anything_is_trained(study, tmp_path):
+    images = next(iter(study.sweep.runs().values())).data
+    with pytest.raises(ConfigError, match=r"judge\.frost=FOLDER with frost1 to frost5"):
+        course_of(Distillation.load(STUDY, ["judge.frost=null"]).judge, images)
+    (tmp_path / "frost1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"frost1\.png cannot be read"):
+        course_of(Distillation.load(STUDY, [f"judge.frost={tmp_path}"]).judge, images)
+    with pytest.raises(ConfigError, match="224, 64 and 32 pixels, not of 28"):
+        course_of(study.judge, replace(images, size=28))
 
 
 def test_a_member_that_fails_ends_the_study_with_code_1_before_its_students(study, monkeypatch, capsys):
@@ -91,7 +98,7 @@ def test_a_member_that_fails_ends_the_study_with_code_1_before_its_students(stud
 
     monkeypatch.setattr(launch.distill, "sweep", fails)
     with pytest.raises(SystemExit) as ended:
-        launch.distill.main([str(STUDY)])
+        launch.distill.main([str(STUDY), "judge.corruptions=blur"])
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert "seed0/low-sf: its process was killed" in said.err

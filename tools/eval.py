@@ -176,7 +176,7 @@ def main(words: list[str]) -> None:
     began = time.monotonic()
     device = device_of(asked)
     if asked.shift:
-        eval_shifts.judge(asked, subject_of(asked), device, words)
+        eval_shifts.judge(asked, subject_of(asked), device, words, deal)
         return
     if asked.corruptions:
         eval_corruptions.judge(asked, subject_of(asked), device, words, deal, of_subject)
@@ -288,9 +288,7 @@ def wanted(asked: argparse.Namespace) -> tuple[Subject, Robustness]:
     return subject, parse(Robustness, tree, "evaluation", "the command line")
 
 
-def deal(
-    asked: argparse.Namespace, subject: Subject, device: str, work: Callable[..., Any] | None = None
-) -> Deal | None:
+def deal(asked: argparse.Namespace, subject: Any, device: str, work: Callable[..., Any] | None = None) -> Deal | None:
     """Who does the work (None: the attacks), where it is not this process alone."""
     if asked.devices < 1:
         raise ConfigError(f"--devices {asked.devices}: at least one process does the work")

@@ -136,8 +136,6 @@ def side(data: Dataset) -> int:
 def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) -> Course:
     """What is done to the images. Raises ConfigError or DataError before any work for what could not be done."""
     from robust_train.data.corruptions import named
-    from robust_train.data.corruptions.benchmark import parameters
-    from robust_train.data.corruptions.weather import TEXTURES, texture
     from robust_train.data.stored_corruptions import StoredArrays, stored
     from robust_train.evaluate.corruption_work import Course
 
@@ -145,7 +143,7 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
             raise ConfigError(f"--{name} {getattr(asked, name)} must be at least 1")
     names = named(asked.corruptions)
-    published, frost = None, None
+    published = None
     if asked.stored is not None:
         folder, order = Path(asked.stored).expanduser().absolute(), asked.order
         if channels != 3:
@@ -165,20 +163,11 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
             published.at(name, 1).prepare()
     elif asked.order is not None:
         raise ConfigError("--order says what is in a folder of stored images: name it by --stored FOLDER")
-    else:
-        for name in names:
-            parameters(name, size, 1)
-    if published is None and "frost" in names:
-        if asked.frost is None:
-            raise ConfigError(
-                "frost needs textures: --frost FOLDER with frost1 to frost5 (.png, .jpg or .webp), as in "
-                "ImageNet-C/imagenet_c/imagenet_c/frost of github.com/hendrycks/robustness; or leave it out, as in "
-                "--corruptions noise,blur,digital,snow,fog,brightness"
-            )
-        frost = str(Path(asked.frost).expanduser().absolute())
-        for name in TEXTURES:
-            texture(frost, name, parameters("frost", size, 1)[2])
-    return Course(names, asked.chunk, asked.images, asked.seed, frost, published)
+    frosty = published is None and "frost" in names and asked.frost is not None
+    frost = str(Path(asked.frost).expanduser().absolute()) if frosty else None
+    course = Course(names, asked.chunk, asked.images, asked.seed, frost, published)
+    course.check(size, "--frost FOLDER")
+    return course
 
 
 def of_base(path: Path, on: dict[str, Any]) -> Robustness:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError
 
 if TYPE_CHECKING:
-    from robust_train.data.shift import Shift
-    from robust_train.data.shifts import ImageNet
-    from robust_train.evaluate.shifts import Watch
-    from robust_train.records.judging import Tell
+    from robust_train.evaluate.shifts import Portion, Shifts
     from robust_train.subject import Subject
+
+Deal = Callable[..., Any]
+"""tools.eval's own: who does the work, where it is not this process alone."""
 
 
 def flags(group: argparse._ArgumentGroup) -> None:
@@ -43,50 +44,53 @@ def place(text: str) -> tuple[str, str]:
     return name, path
 
 
-def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[str]) -> None:
-    """Judge, show, and write the report. In one process: Ray deals attacks and corruptions only."""
+def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal) -> None:
+    """Judge, show, and write the report."""
     from robust_train.check import writable
-    from robust_train.data.shifts import ImageNet, shifts
-    from robust_train.evaluate.report import circumstances
-    from robust_train.evaluate.shifts import compare
+    from robust_train.evaluate.report import circumstances, versions
+    from robust_train.evaluate.shifts import Kept
+    from robust_train.evaluate.shifts import judge as work
+    from robust_train.nouns import Place
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_shifts
+    from robust_train.subject import Shifted
 
     began = time.monotonic()
-    if asked.devices != 1 or asked.address is not None:
-        raise ConfigError("--shift runs in one process: leave --devices and --address out, and say --device for a GPU")
     target = Path(asked.json) if asked.json else subject.home / "eval-shifts.json"
     writable(target.parent, "--json FILE")
     network = subject.network(device)
     seen = prepared(subject, network)
-    wanted = [one for name, path in asked.shift for one in shifts(name, path, asked.labels, **seen)]
-    imagenet = None
-    if asked.imagenet is not None:
-        imagenet = ImageNet(asked.imagenet, asked.labels, ground_truth=asked.ground_truth, **seen)
-    elif asked.ground_truth is not None:
-        raise ConfigError("--ground-truth says what is in a folder of ImageNet: name it by --imagenet FOLDER")
+    shifts, portion = wanted(asked, seen)
+    dealt = deal(asked, Shifted(subject, shifts), device, work)
     if subject.run is not None and subject.run.data.channels != 3:
         raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
+    for shift in shifts.sets.values():
+        shift.fits(network.classes)
+        shift.prepare()
+    own: dict[str, Any] = {"weights": subject.digest, "averaged": subject.averaged, "model": subject.model}
+    own |= {} if subject.noise == "drawn" else {"noise": subject.noise}
+    kept = Kept(subject.home / "eval", {**own, "versions": versions()}, shifts, portion)
+    if resumed := kept.resume():
+        print(f"going on: {resumed} pieces were found in {subject.home / 'eval'}", file=sys.stderr)
     with telling() as tell:
-        watch = watched(tell, wanted, imagenet, asked.images)
-        found = compare(network, wanted, imagenet, device, watch, asked.chunk, asked.images)
-    show_shifts(subject.title, found)
-    if imagenet is None:
+        alone = work(network, shifts, portion, Place(device=device), kept.done)
+        for at, found in alone if dealt is None else dealt(portion, kept.done):
+            kept.put(at, found)
+            tell(f"{at[1]}, chunk {at[0]}", kept.share, kept.standing(at[1]))
+    result = shifts.shifted(kept.done)
+    show_shifts(subject.title, result)
+    if shifts.imagenet is None:
         print("note: without --imagenet FOLDER there is no clean accuracy on the same classes, and no gap")
     tree = {
         "command": shlex.join(["python", "-m", "tools.eval", *words]),
         "model": subject.title,
         "weights": subject.source,
         "noise": subject.noise_of(network),
-        "identity": {
-            "weights": subject.digest,
-            "averaged": subject.averaged,
-            **({} if subject.noise == "drawn" else {"noise": subject.noise}),
-            "data": {one.label: one.checksums() for one in (*wanted, *([imagenet] if imagenet else []))},
-        },
-        "images": asked.images,
+        "identity": {**own, "data": {name: shift.checksums() for name, shift in shifts.sets.items()}},
+        "images": portion.images,
         "prepared": seen,
-        "shifts": [one.tree() for one in found],
+        "shifts": [one.tree() for one in result],
+        "verdicts": {name: os.path.relpath(files.folder, target.parent) for name, files in kept.files.items()},
         **circumstances(device, began),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,24 +110,26 @@ def prepared(subject: Subject, network: Any) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
-def watched(tell: Tell, wanted: list[Shift], imagenet: ImageNet | None, images: int | None) -> Watch:
-    """Who is told of the images of each set, and tells of the share of all."""
-    from robust_train.data.shifts import ObjectNet, SomeClasses
+def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> tuple[Shifts, Portion]:
+    """The sets and how much of them. Raises ConfigError."""
+    from robust_train.data.shifts import ImageNet, shifts
+    from robust_train.evaluate.shifts import Portion, Shifts
 
-    sets: dict[str, Shift] = {one.label: one for one in wanted}
-    beside = [one for one in wanted if not isinstance(one, ObjectNet)] if imagenet is not None else []
-    for one in beside:
-        assert imagenet is not None
-        clean = replace(imagenet, only=one.which if isinstance(one, SomeClasses) else None)
-        sets.setdefault(clean.label, clean)
-    counts = {name: min(images or one.validation_size(), one.validation_size()) for name, one in sets.items()}
-    done = dict.fromkeys(counts, 0)
+    fields = {"labels": whole(asked.labels), **seen}
+    imagenet = None
+    if asked.imagenet is not None:
+        imagenet = ImageNet(whole(asked.imagenet), ground_truth=whole(asked.ground_truth), **fields)
+    elif asked.ground_truth is not None:
+        raise ConfigError("--ground-truth says what is in a folder of ImageNet: name it by --imagenet FOLDER")
+    try:
+        sets = tuple(one for name, path in asked.shift for one in shifts(name, whole(path), **fields))
+        return Shifts(sets, imagenet), Portion(asked.chunk, asked.images)
+    except ValueError as error:
+        raise ConfigError(f"--shift: {error}") from error
 
-    def watch(name: str) -> Callable[[int, int], None]:
-        def seen(count: int, right: int) -> None:
-            done[name] = count
-            tell(name, sum(done.values()) / max(sum(counts.values()), 1), f"{right / count:.1%} of {count:,}")
 
-        return seen
+def whole(path: Any) -> Any:
+    """A path as other processes find it; addresses and what is not said stay."""
+    from robust_train.data.manifest import remote
 
-    return watch
+    return path if path is None or remote(path) else str(Path(path).expanduser().absolute())

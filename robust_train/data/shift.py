@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -72,11 +72,7 @@ class Shift(Dataset, ABC):
 
         logits [B, classes]. Raises ConfigError for a network of other classes.
         """
-        if logits.shape[1] != self.classes:
-            raise ConfigError(
-                f"{self.label} needs a network of ImageNet's {self.classes:,} classes, in the order of the sorted "
-                f"WordNet ids, but this one has {logits.shape[1]:,}. Give another network, or leave {self.label} out."
-            )
+        self.fits(logits.shape[1])
         compared = logits
         if self.allowed is not None:
             outside = torch.ones(self.classes, dtype=torch.bool, device=logits.device)
@@ -84,6 +80,14 @@ class Shift(Dataset, ABC):
             compared = logits.masked_fill(outside, -torch.inf)
         hit = batch.extra["right"].gather(1, compared.argmax(1, keepdim=True))[:, 0]
         return hit & logits.isfinite().all(1)
+
+    def fits(self, classes: int) -> None:
+        """Raises ConfigError for a network of other classes."""
+        if classes != self.classes:
+            raise ConfigError(
+                f"{self.label} needs a network of ImageNet's {self.classes:,} classes, in the order of the sorted "
+                f"WordNet ids, but this one has {classes:,}. Give another network, or leave {self.label} out."
+            )
 
     # -- what a data set says of itself -----------------------------------------------------------
 
@@ -133,6 +137,12 @@ class Shift(Dataset, ABC):
         if isinstance(source, Indexed):
             return {shard.name: shard.sha256 for shard in source.shards}
         return {source.place.name: hashlib.sha256("\n".join(source.listing()).encode()).hexdigest()}
+
+    def on(self) -> dict[str, Any]:
+        """All that verdicts are a function of beside the network: images, right classes, how they are prepared."""
+        right = hashlib.sha256(repr((self.kept.numbers, self.kept.answers)).encode()).hexdigest()
+        prepared = {name: getattr(self, name) for name in ("size", "crop", "interpolation")}
+        return {"images": self.checksums(), "answers": right, "allowed": _listed(self.allowed), **prepared}
 
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Refused: such images are for evaluation only."""
@@ -204,3 +214,7 @@ class Shift(Dataset, ABC):
             f"{self.label}: {self.folder} holds {key}, {why}. Name the folder that holds the class folders, which are "
             f"named by {self.among}, or shards whose keys are FOLDER/NAME."
         )
+
+
+def _listed(classes: Tensor | None) -> list[int] | None:
+    return None if classes is None else classes.tolist()

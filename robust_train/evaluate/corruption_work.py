@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from robust_train.data.corruptions import SEVERITIES
-from robust_train.data.corruptions.weather import FORMATS, TEXTURES
-from robust_train.data.manifest import checksum, write_whole
+from robust_train.data.corruptions.benchmark import parameters
+from robust_train.data.corruptions.weather import FORMATS, TEXTURES, texture
+from robust_train.data.manifest import checksum
 from robust_train.data.stored_corruptions import StoredCorruption
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.corruptions import Cell, Robustness, corrupted
+from robust_train.evaluate.files import Files
 from robust_train.evaluate.work import Piece
 from robust_train.keyed import Key
 from robust_train.nouns import Batch, Dataset, Place
+from robust_train.read.errors import ConfigError
 
 CLEAN = "clean"
 
@@ -42,6 +41,26 @@ class Course:
     def cells(self) -> dict[str, Cell]:
         """Each corruption at each severity, by the name of its pieces: fog/3."""
         return {f"{name}/{severity}": (name, severity) for name in self.corruptions for severity in SEVERITIES}
+
+    def check(self, size: int, flag: str) -> None:
+        """Raises ConfigError or DataError for what could not be made of images of `size`: before any work, not in it.
+
+        flag: what names the folder of frost's textures, for the message.
+        """
+        if self.stored is not None:
+            return
+        for name in self.corruptions:
+            parameters(name, size, 1)
+        if "frost" not in self.corruptions:
+            return
+        if self.frost is None:
+            raise ConfigError(
+                f"frost needs textures: {flag} with frost1 to frost5 (.png, .jpg or .webp), as in "
+                "ImageNet-C/imagenet_c/imagenet_c/frost of github.com/hendrycks/robustness; or leave it out, as in "
+                "noise,blur,digital,snow,fog,brightness"
+            )
+        for name in TEXTURES:
+            texture(self.frost, name, parameters("frost", size, 1)[2])
 
     def pieces(self, data: Dataset) -> Iterator[tuple[Piece, int]]:
         """Every piece, and the images in it, broken ones included."""
@@ -134,39 +153,6 @@ def judge(
 ) -> Iterator[tuple[Piece, Tensor]]:
     """`course.work`, for another process."""
     return course.work(network, data, place, done)
-
-
-class Files:
-    """Tensors of pieces in a folder that a kill cannot break.
-
-    folder/DIGEST/ holds header.json, which says what the digest is of, and a safetensors file for each piece, whole or
-    absent. counts: the images of each piece; a chunk that a limit cut is another piece.
-    """
-
-    def __init__(self, folder: Path, header: Mapping[str, Any], counts: Mapping[Piece, int]) -> None:
-        text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
-        self.counts = counts
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-        write_whole(self.folder / "header.json", lambda file: file.write((text + "\n").encode()))
-
-    def read(self) -> Iterator[tuple[Piece, dict[str, Tensor]]]:
-        """Every piece that is there; a file that cannot be read is deleted, to be made again."""
-        there = {path.name for path in self.folder.glob("*.safetensors")}
-        for at in self.counts:
-            path = self._path(at)
-            if path.name in there:
-                try:
-                    yield at, load_file(path)
-                except (SafetensorError, OSError):
-                    path.unlink(missing_ok=True)
-
-    def write(self, at: Piece, tensors: Mapping[str, Tensor]) -> None:
-        """A piece's file."""
-        write_whole(self._path(at), lambda file: file.write(save(dict(tensors))))
-
-    def _path(self, at: Piece) -> Path:
-        number, name = at
-        return self.folder / f"{number:05d}-{name.replace('/', '-')}-{self.counts[at]}.safetensors"
 
 
 class Kept:

@@ -19,8 +19,9 @@ from torch import Tensor
 from robust_train import checkpoint
 from robust_train.data.manifest import checksum, shard_name
 from robust_train.evaluate.accuracy import judged
-from robust_train.evaluate.corruption_work import CLEAN, Course, Files
+from robust_train.evaluate.corruption_work import CLEAN, Course
 from robust_train.evaluate.corruptions import Robustness
+from robust_train.evaluate.files import Files
 from robust_train.evaluate.report import versions
 from robust_train.evaluate.work import Piece
 from robust_train.keyed import Key

@@ -16,6 +16,7 @@ from robust_train.data.digits import Digits
 from robust_train.evaluate import corruption_work, panel
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.corruption_work import Course
+from robust_train.evaluate.files import Files
 from robust_train.evaluate.panel import Entry, Panel, judge, judged_panel
 from robust_train.keyed import Key
 from robust_train.losses import correct
@@ -249,13 +250,13 @@ def test_a_member_that_was_trained_again_is_judged_anew_and_the_others_are_not(r
     assert after["b"] != before["b"]
     assert after["ab"] != before["ab"]
     assert len(forwards) == (2 + 1) * PIECES, "both members for the ensemble, and c"
-    sizes = {len(there) for _, there in corruption_work.Files.read(panel_files(tmp_path / "kept", data))}
+    sizes = {len(there) for _, there in Files.read(panel_files(tmp_path / "kept", data))}
     assert sizes == {3}, "old verdicts are gone"
 
 
-def panel_files(folder: Path, data: Dataset) -> corruption_work.Files:
+def panel_files(folder: Path, data: Dataset) -> Files:
     (header,) = folder.glob("*/header.json")
-    files = corruption_work.Files(folder, json.loads(header.read_text(encoding="utf-8")), dict(COURSE.pieces(data)))
+    files = Files(folder, json.loads(header.read_text(encoding="utf-8")), dict(COURSE.pieces(data)))
     assert files.folder == header.parent
     return files
 

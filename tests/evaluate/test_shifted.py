@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from torch import nn
 
 from robust_train.data.shifts import ImageNet, shifts
 from robust_train.evaluate.report import wilson
-from robust_train.evaluate.shifts import compare, preprocessing, shifted
+from robust_train.evaluate.shifts import Kept, Portion, Shifts, judge, preprocessing
+from robust_train.keyed.noise import KeyedNoise
 from robust_train.models.network import Network
+from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 from tests.data.miniature import SYNSETS, A, Oracle, ranking, write_images, write_labels
 
@@ -25,19 +28,22 @@ def one(name: str, folder: str, labels: str, **fields):
     return shift
 
 
+def compare(network, wanted, imagenet=None, **portion):
+    sets = Shifts(tuple(wanted), imagenet)
+    return sets.shifted(dict(judge(network, sets, Portion(**portion), Place(), {})))
+
+
+def shifted(network, shift, **portion):
+    return compare(network, [shift], **portion)[0].figure
+
+
 def test_accuracy_is_right_over_judged_with_wilsons_interval(tmp_path, labels):
     """Greys 0 to 9 of class 1; the network says 1 to the first seven, and to all others something else."""
     folder = write_images(tmp_path, {f"{SYNSETS[1]}/{level}.png": level for level in range(10)})
     network = Oracle([ranking(1)] * 7 + [ranking(4)] * 3)
-    told = []
-
-    def watch(name):
-        return lambda images, right: told.append((name, images, right))
-
-    figure = shifted(network, one("imagenet-a", folder, labels), watch=watch, chunk=4)
+    figure = shifted(network, one("imagenet-a", folder, labels), chunk=4)
     assert (figure.name, figure.right, figure.images, figure.eps) == ("imagenet-a", 7, 10, None)
     assert figure.interval == wilson(0.7, 10)
-    assert told == [("imagenet-a", 4, 4), ("imagenet-a", 8, 7), ("imagenet-a", 10, 7)]
 
 
 def test_clean_accuracy_beside_it_is_over_the_same_classes(tmp_path, labels):
@@ -80,10 +86,76 @@ def test_neither_chunk_nor_mode_decides_and_the_mode_is_given_back(tmp_path, lab
     assert network.training
 
 
-def test_no_images_are_refused(tmp_path, labels):
-    shift = one("imagenet-a", write_images(tmp_path, {f"{SYNSETS[1]}/x.png": 0}), labels)
-    with pytest.raises(ConfigError, match="no images to judge"):
-        shifted(Oracle([ranking(1)]), shift, images=0)
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="images=0 must be at least 1"):
+        Portion(images=0)
+
+
+def test_a_set_is_given_once(tmp_path, labels):
+    shift = one("imagenet-a", str(tmp_path), labels)
+    with pytest.raises(ValueError, match="imagenet-a is given twice"):
+        Shifts((shift, shift))
+
+
+class Coin(nn.Module):
+    """Class 1 or 4 by one draw of noise for each image, whatever it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = KeyedNoise()
+
+    def forward(self, images):
+        drawn = self.noise(images[:, :1, :1, :1]).flatten()
+        return torch.where(drawn[:, None] > 0, torch.tensor(ranking(1)), torch.tensor(ranking(4)))
+
+
+def test_a_piece_is_a_function_of_the_set_alone_for_a_noisy_network_too(tmp_path, labels):
+    """Two processes, other chunks, a second start: the same verdict on each image."""
+    folder = write_images(tmp_path, {f"{SYNSETS[1]}/{level:02}.png": level for level in range(40)})
+    sets, network = Shifts((one("imagenet-a", folder, labels),)), Network(Coin(), 12)
+
+    def verdicts(chunk, world=1, done=None):
+        found = dict(done or {})
+        for rank in range(world):
+            found |= dict(judge(network, sets, Portion(chunk), Place(rank, world), found))
+        return torch.cat([found[at] for at in sorted(found)])
+
+    whole = verdicts(40)
+    assert 8 < int(whole.sum()) < 32  # a coin
+    for chunk, world in ((1, 1), (7, 1), (7, 2), (6, 3)):
+        assert torch.equal(verdicts(chunk, world), whole)
+
+
+def test_what_was_judged_is_kept_set_by_set_and_not_judged_again(tmp_path, labels):
+    """Of two sets one is broken off after its first chunk; another set beside them takes nothing away."""
+    write_images(tmp_path / "a", {f"{SYNSETS[1]}/{level}.png": level for level in range(5)})
+    write_images(tmp_path / "r", {f"{SYNSETS[5]}/{level}.png": level for level in range(5)})
+    network, seen = Oracle([ranking(1)] * 3 + [ranking(7, 5)] * 2), []
+    network.register_forward_hook(lambda module, images, out: seen.append(len(out)))
+
+    def start(names, pieces=99, **portion):
+        sets = Shifts(tuple(one(f"imagenet-{name}", str(tmp_path / name), labels) for name in names))
+        kept = Kept(tmp_path / "kept", {"weights": "w"}, sets, Portion(**portion))
+        seen.clear()
+        there = kept.resume()
+        for at, found in judge(network, sets, Portion(**portion), Place(), kept.done):
+            kept.put(at, found)
+            pieces -= 1
+            if not pieces:
+                return there, kept, None
+        return there, kept, sets.shifted(kept.done)
+
+    there, kept, _ = start("a", 1, chunk=2)
+    assert (there, seen, kept.share, kept.standing("imagenet-a")) == (0, [2], 2 / 5, "100.0% of 2")
+    there, _, (a, r) = start("ar", chunk=2)
+    assert (there, seen) == (1, [2, 1, 2, 2, 1])
+    assert (a.figure.right, r.figure.right) == (3, 2)
+    there, kept, again = start("ra", chunk=2)
+    assert (there, seen, kept.share, again) == (6, [], 1.0, (r, a))
+    for other in ({"chunk": 3}, {"chunk": 2, "images": 4}):  # other pieces
+        assert start("a", **other)[0] == 0
+    (tmp_path / "a" / SYNSETS[1] / "9.png").write_bytes((tmp_path / "a" / SYNSETS[1] / "0.png").read_bytes())
+    assert start("ar", 1, chunk=2)[0] == 3  # one image more: another set, and R as it was
 
 
 def test_a_timm_model_says_how_its_images_are_prepared():

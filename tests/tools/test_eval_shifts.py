@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tools.eval import main
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A network that says class 1 to greys 0 to 3, 5 or else 7 to 4 to 6, 7 to 7; A and R, ImageNet beside them."""
     network = Oracle([ranking(1)] * 4 + [ranking(5, 7)] * 3 + [ranking(7)] + [ranking(0)] * 4)
+    monkeypatch.chdir(tmp_path)  # pieces are kept below runs/
     monkeypatch.setattr(Subject, "network", lambda self, device="cpu": network)
     labels = write_labels(tmp_path / "labels")
     a = write_images(tmp_path / "a", {f"{SYNSETS[1]}/{level}.png": level for level in range(6)})
@@ -42,7 +44,7 @@ def test_accuracies_stand_beside_those_on_the_same_classes(words, tmp_path, caps
     assert (r["clean"]["right"], r["clean"]["images"]) == (2, 2)
     assert r["gap"] == pytest.approx(1 / 3)
     assert (tree["prepared"]["size"], tree["images"], tree["model"]) == (4, None, "oracle")
-    assert list(tree["identity"]["data"]) == ["imagenet-a", "imagenet-r", "imagenet"]
+    assert list(tree["identity"]["data"]) == ["imagenet-a", "imagenet-r", "imagenet/200-a", "imagenet/200-r"]
     said = capsys.readouterr().out
     assert re.search(r"imagenet-a +66\.67% +30\.0% to 90\.3% +6 +3 +66\.67% +\+0\.00%", said)
     assert re.search(r"imagenet-r .* 3 +2 +100\.00% +\+33\.33%", said)
@@ -56,22 +58,47 @@ def test_without_imagenet_there_is_no_gap_and_the_command_says_so(words, tmp_pat
     assert "without --imagenet" in capsys.readouterr().out
 
 
-def test_progress_counts_the_images_of_every_set_once(words):
-    """A's 6, R's 3, ImageNet's 3 and 2 of their classes: 14."""
-    from robust_train.data.shifts import ImageNet, shifts
-    from robust_train.evaluate.shifts import compare
-    from tools.eval_shifts import place, watched
+def test_progress_counts_the_images_of_every_set_once(words, monkeypatch, capsys):
+    """A's 6, R's 3, ImageNet's 3 and 2 of their classes: 14; what is there is not judged again."""
+    from robust_train.records import judging
 
-    labels, clean = words[words.index("--labels") + 1], words[words.index("--imagenet") + 1]
-    at = words.index("--shift")
-    fields = {"labels": labels, "size": 4}
-    wanted = [one for word in words[at + 1 : at + 3] for one in shifts(*place(word), **fields)]
-    imagenet = ImageNet(clean, labels, 4)
-    told: list[tuple[str, float, str]] = []
-    watch = watched(lambda *said: told.append(said), wanted, imagenet, None)
-    compare(Oracle([ranking(1)] * 12), wanted, imagenet, watch=watch, chunk=4)
-    assert [14 * share for _, share, _ in told] == pytest.approx([4, 6, 9, 12, 14])
-    assert (told[0][0], told[0][2]) == ("imagenet-a", "100.0% of 4")
+    monkeypatch.setattr(judging, "LINES", 0.0)
+    main([*words, "--chunk", "4"])
+    told = re.findall(r"^(\S+), chunk (\d): (\d+)%.* (\S+% of \d)$", capsys.readouterr().err, re.M)
+    names = ["imagenet-a", "imagenet-a", "imagenet-r", "imagenet/200-a", "imagenet/200-r"]
+    assert [name for name, *_ in told] == names
+    assert [int(share) for *_, share, _ in told] == [round(100 * n / 14) for n in (4, 6, 9, 12, 14)]
+    assert told[0][3] == "100.0% of 4"
+    main([*words, "--chunk", "4"])
+    said = capsys.readouterr()
+    assert "going on: 5 pieces were found in runs/oracle/eval" in said.err
+    assert not re.search("chunk", said.err)
+    assert "66.67%" in said.out
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_devices_of_a_ray_cluster_give_one_devices_report(tmp_path, monkeypatch):
+    """A small timm model with weights of its own; folders are named from where the command is given."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=12).state_dict(), "weights.safetensors")
+    write_labels(tmp_path / "labels")
+    shown = {f"{SYNSETS[label]}/{level}.png": 20 * level + label for label in A for level in range(7)}
+    write_images(tmp_path / "a", shown)
+    model = ["--model", "test_resnet", "--weights", "weights.safetensors", "--classes", "12", "--size", "32"]
+    shifts = ["--shift", "imagenet-a=a", "--labels", "labels", "--imagenet", "a", "--chunk", "4", "--device", "cpu"]
+    found = {}
+    for devices in ("1", "2"):
+        main([*model, *shifts, "--devices", devices, "--json", f"{devices}.json"])
+        found[devices] = json.loads(Path(f"{devices}.json").read_text(encoding="utf-8"))
+        shutil.rmtree("runs")
+    assert found["1"]["shifts"] == found["2"]["shifts"]
+    assert 0 < found["1"]["shifts"][0]["right"] < 21
 
 
 def test_a_runs_images_are_prepared_as_it_trained_on_them(small_run):
@@ -91,7 +118,9 @@ def test_a_runs_images_are_prepared_as_it_trained_on_them(small_run):
         (["--shift", "imagenet-a=/x", "--eps", "0.1"], "--eps says nothing beside --shift"),
         (["--shift", "imagenet-a=/x", "--frost", "/x"], "--frost says nothing beside --shift"),
         (["--shift", "imagenet-a=/x", "--corruptions"], "ask for one at a time"),
-        (["--shift", "imagenet-a=/x", "--devices", "2"], "--shift runs in one process"),
+        (["--shift", "imagenet-a=/x", "--devices", "0"], "--devices 0: at least one process"),
+        (["--shift", "imagenet-a=/x", "--images", "0"], "images=0 must be at least 1"),
+        (["--shift", "imagenet-a=/x", "imagenet-a=/y"], "imagenet-a is given twice"),
         (["--shift", "imagenet-a=/x", "--ground-truth", "/x"], "name it by --imagenet FOLDER"),
         (["--labels", "/x"], "--labels says nothing without --shift or --corruptions"),
     ],
