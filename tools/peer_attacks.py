@@ -92,8 +92,8 @@ def pyautoattack(
         ]
         if which in ("apgd-ce", "apgd-dlr"):
             one.loss = which.removeprefix("apgd-")
-        if which == "fab-t":
-            one.targeted = True
+        if which in ("fab", "fab-t"):
+            one.targeted = which == "fab-t"
         with _own_draws(images.device), torch.no_grad():  # as in its own cascade; it enables gradients itself
             return one.perturb(images, targets)
 

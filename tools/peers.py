@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +30,8 @@ EPILOG = """examples
 
 Both sides attack the same chunks of the same images on the same device with the same threads, weights frozen, so that
 neither computes gradients of weights. A verdict is a fresh float32 forward, and an image counts as robust that is right
-when clean and when attacked; a point outside ball or box fools nobody. Times are taken in turn, the first of a round
-changing sides, and the ratio is ours over theirs, the median of the rounds: below 1 ours is faster.
+when clean and when attacked; a point outside ball or box fools nobody. Times are taken in turn, chunk by chunk, the
+first changing sides, and the ratio is ours over theirs, the median of the rounds: below 1 ours is faster.
 """
 
 SLACK = 1e-5, 1e-7  # relative and absolute: how far float32 may leave the ball
@@ -115,18 +115,21 @@ def pairs(budget: Budget) -> list[Pair]:
             Pair("pgd", "foolbox", pgd, peer_attacks.foolbox_pgd(threat, steps, size)),
         ]
     sparse, same = threat.use == "l1", (budget.auto_steps, budget.goals, budget.queries, budget.seed)
-    members: dict[peer_attacks.Single, Attack] = {
+    singles: dict[peer_attacks.Single, Attack] = {
         "apgd-ce": APGD(threat, budget.auto_steps, restarts=5 if sparse else 1),
+        "apgd-dlr": APGD(threat, budget.auto_steps, "dlr", restarts=5 if sparse else 1),
         "apgd-t": APGD(threat, budget.auto_steps, targets=min(5, budget.goals) if sparse else budget.goals),
+        "fab": FAB(threat, budget.auto_steps),
         "fab-t": FAB(threat, budget.auto_steps, targets=budget.goals),
         "square": Square(threat, budget.queries),
     }
-    for name, attack in members.items():
+    for name, attack in singles.items():
         found.append(Pair(name, "pyautoattack", attack, peer_attacks.pyautoattack(threat, name, *same)))
-    whole = AutoAttack(threat, "custom", tuple(members.values()))
+    standard = peer_attacks.STANDARD
+    whole = AutoAttack(threat, "custom", tuple(singles[name] for name in standard))
     return [
         *found,
-        Pair("autoattack", "pyautoattack", whole, peer_attacks.pyautoattack_whole(threat, tuple(members), *same)),
+        Pair("autoattack", "pyautoattack", whole, peer_attacks.pyautoattack_whole(threat, standard, *same)),
     ]
 
 
@@ -150,7 +153,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of what either side draws (%(default)s)")
     parser.add_argument("--threads", type=int, help="of the CPU (torch's own choice)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too, after each row")
     return parser.parse_args(words)
 
 
@@ -162,6 +165,7 @@ def main(words: Sequence[str]) -> None:
     from robust_train.evaluate.report import circumstances
     from robust_train.nouns import Place
     from robust_train.read.parse import tree_of
+    from robust_train.records.judging import telling
     from robust_train.subject import Subject
 
     asked = arguments(words)
@@ -180,25 +184,32 @@ def main(words: Sequence[str]) -> None:
     packages = {pair.package: version(pair.package) for pair in chosen if installed(pair)}
     batches = [batch.to(device) for batch in subject.images().validation_batches(Place(), asked.chunk, asked.images)]
     batches = [batch[batch.extra["broken"] == 0] if "broken" in batch.extra else batch for batch in batches]
-    rows = [compare(network, batches, threat, pair, asked.rounds, asked.seed) for pair in chosen]
+    rows: list[Row] = []
+    with telling() as tell:
+        for at, pair in enumerate(chosen):
+
+            def seen(share: float, row: str = pair.row, before: int = at) -> None:
+                tell(row, (before + share) / len(chosen), f"row {before + 1} of {len(chosen)}")
+
+            rows.append(compare(network, batches, threat, pair, asked.rounds, asked.seed, seen))
+            if asked.json:
+                tree = {
+                    "checkpoint": asked.checkpoint,
+                    "threat": tree_of(threat),
+                    "steps": asked.steps,
+                    "auto_steps": asked.auto_steps,
+                    "queries": asked.queries,
+                    "step_size": size,
+                    "chunk": asked.chunk,
+                    "rounds": asked.rounds,
+                    "seed": asked.seed,
+                    "rows": [asdict(row) for row in rows],
+                    "packages": packages,
+                    **circumstances(device, began),
+                }
+                Path(asked.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     shown = f"{asked.checkpoint}: {threat.use} eps {threat.eps:.4g}, {torch.get_num_threads()} threads, {device}"
     show(shown, rows)
-    if asked.json:
-        tree = {
-            "checkpoint": asked.checkpoint,
-            "threat": tree_of(threat),
-            "steps": asked.steps,
-            "auto_steps": asked.auto_steps,
-            "queries": asked.queries,
-            "step_size": size,
-            "chunk": asked.chunk,
-            "rounds": asked.rounds,
-            "seed": asked.seed,
-            "rows": [asdict(row) for row in rows],
-            "packages": packages,
-            **circumstances(device, began),
-        }
-        Path(asked.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
 
 
 def ball(asked: argparse.Namespace, subject: Subject) -> Ball:
@@ -232,8 +243,19 @@ def installed(pair: Pair) -> bool:
     return peer(pair.package) is not None
 
 
-def compare(network: Any, batches: Sequence[Batch], threat: Ball, pair: Pair, rounds: int, seed: int) -> Row:
-    """Attack all images by both sides, `rounds` times in turn; the verdicts are those of the first round."""
+def compare(
+    network: Any,
+    batches: Sequence[Batch],
+    threat: Ball,
+    pair: Pair,
+    rounds: int,
+    seed: int,
+    seen: Callable[[float], None] = lambda share: None,
+) -> Row:
+    """Attack all images by both sides, batch by batch in turn; the verdicts are those of the first round.
+
+    seen: told after each batch which share of the row is done.
+    """
     import torch
 
     from robust_train.attacks.attacked import attacked
@@ -248,19 +270,25 @@ def compare(network: Any, batches: Sequence[Batch], threat: Ball, pair: Pair, ro
 
     sides = {"ours": ours, "theirs": theirs}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Any]] = {side: [] for side in sides}
     # `attacked` freezes the weights for the packages too: some of them call backward()
     with judged(network), attacked(network):
         for attack in sides.values():  # imports, allocations and the choice of algorithms are no part of a round
             attack(batches[0][:2])
         for turn in range(rounds):
-            for side in sorted(sides, reverse=turn % 2 == 1):
-                began = time.perf_counter()
-                adversarial = [sides[side](batch) for batch in batches]
-                if batches[0].images.device.type == "cuda":
-                    torch.cuda.synchronize(batches[0].images.device)
-                seconds[side].append(time.perf_counter() - began)
-                found.setdefault(side, adversarial)
+            spent = dict.fromkeys(sides, 0.0)
+            for at, batch in enumerate(batches):
+                for side in sorted(sides, reverse=(turn + at) % 2 == 1):
+                    began = time.perf_counter()
+                    adversarial = sides[side](batch)
+                    if batch.images.device.type == "cuda":
+                        torch.cuda.synchronize(batch.images.device)
+                    spent[side] += time.perf_counter() - began
+                    if turn == 0:
+                        found[side].append(adversarial)
+                seen((turn + (at + 1) / len(batches)) / rounds)
+            for side in sides:
+                seconds[side].append(spent[side])
         clean = robust(network, batches, threat, [batch.images for batch in batches])[0]
         held, far, outside = {}, {}, {}
         for side, adversarial in found.items():
