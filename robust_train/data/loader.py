@@ -53,6 +53,15 @@ class Task:
     records: tuple[Record, ...] | None = None
 
 
+def evenly(place: Place, chunk: int, total: int, limit: int | None) -> Generator[Task, None, None]:
+    """A rank's chunks of `chunk` samples, chunk i to rank i mod world; of more than `limit` so many, evenly."""
+    images = total if limit is None else min(limit, total)
+    chosen = np.arange(images) * total // max(images, 1)
+    for first in range(place.rank * chunk, images, place.world * chunk):
+        position = np.arange(first, min(first + chunk, images))
+        yield Task(position, chosen[position], 0)
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A task done. broken [n]: 1 where another sample stands in for a broken one. faults: what was wrong, by sample."""

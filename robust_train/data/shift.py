@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robust_train.data.imagenet import LabelFiles
 from robust_train.data.index import open_shard
 from robust_train.data.indexed import Indexed
-from robust_train.data.loader import Allowance, Task, batches
+from robust_train.data.loader import Allowance, batches, evenly
 from robust_train.data.manifest import SUFFIXES, locate, remote
 from robust_train.data.pictures import Answered, Centred, Pictures, labelled
 from robust_train.nouns import Batch, Dataset, Place
@@ -152,19 +151,12 @@ class Shift(Dataset, ABC):
         """This rank's chunks of `chunk` images, uint8: chunk i goes to rank i mod world; the last may be smaller."""
         kept = self.kept
         total = len(kept.numbers)
-        images = total if limit is None else min(limit, total)
-        chosen = np.arange(images) * total // max(images, 1)
-
-        def tasks() -> Generator[Task, None, None]:
-            for first in range(place.rank * chunk, images, place.world * chunk):
-                position = np.arange(first, min(first + chunk, images))
-                yield Task(position, chosen[position], 0)
-
+        tasks = evenly(place, chunk, total, limit)
         bilinear = self.interpolation == "bilinear"
         decoder = Centred(kept, None, self.size, 3, self.crop, self.classes, border=self.border, bilinear=bilinear)
         source = kept.source
         names = tuple(shard.name for shard in source.shards) if isinstance(source, Indexed) else (source.place.name,)
-        for batch in batches(decoder, tasks(), place, self.workers, names, Allowance(self.missing, total)):
+        for batch in batches(decoder, tasks, place, self.workers, names, Allowance(self.missing, total)):
             yield replace(batch, extra={**batch.extra, "right": self._right_classes(batch.sample)})
 
     # -- what it is made of -----------------------------------------------------------------------

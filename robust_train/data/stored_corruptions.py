@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robust_train.data.corruptions import NAMES, SEVERITIES
 from robust_train.data.decode import pixels
-from robust_train.data.loader import Allowance, Decoder, Refusal, Task, batches
+from robust_train.data.loader import Allowance, Decoder, Refusal, batches, evenly
 from robust_train.data.manifest import checksum
 from robust_train.data.pictures import Answered, Pictures
 from robust_train.nouns import Batch, Dataset, Place
@@ -200,17 +200,10 @@ class StoredFolders(StoredCorruption):
         Where a limit is set, so many images are taken evenly over the set, which lies in the order of classes.
         """
         total = self.validation_size()
-        images = total if limit is None else min(limit, total)
-        chosen = np.arange(images) * total // max(images, 1)
-
-        def tasks() -> Generator[Task, None, None]:
-            for first in range(place.rank * chunk, images, place.world * chunk):
-                position = np.arange(first, min(first + chunk, images))
-                yield Task(position, chosen[position], 0)
-
+        tasks = evenly(place, chunk, total, limit)
         decoder = AsStored(self._kept, None, self.size, 3, 1.0, self.classes)
         name = f"{self.corruption}/{self.severity}"
-        return batches(decoder, tasks(), place, self.workers, (name,), Allowance(self.missing, total))
+        return batches(decoder, tasks, place, self.workers, (name,), Allowance(self.missing, total))
 
     @cached_property
     def _pictures(self) -> Pictures:

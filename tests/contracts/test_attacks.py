@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,8 +9,6 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import robust_train.attacks  # noqa: F401  # fills the registry
 from robust_train.attacks.apgd import APGD
@@ -42,6 +39,7 @@ from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from robust_train.threats.pixels import L0
 from robust_train.threats.pyramid import Pyramid
+from tests.flops import counting
 
 BALLS, SIZES = (Linf(0.1), L2(0.5), L1(1.5, top=4)), (0.05, 0.3, 1.0)
 PYRAMID = Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0))
@@ -164,23 +162,6 @@ def everything(network: Network) -> dict[str, object]:
         "masks": (network.masks.key, network.masks.off),
         "recorded": network.recorded(),
     }
-
-
-@contextmanager
-def counting():
-    """Yields a list of floating-point operations of the matrix products done inside."""
-
-    class Flops(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), named=None):
-            out = function(*arguments, **(named or {}))
-            formula = flop_registry.get(function._overloadpacket)
-            if formula is not None:
-                counted.append(formula(*arguments, **(named or {}), out_val=out))
-            return out
-
-    counted: list[int] = []
-    with Flops():
-        yield counted
 
 
 def test_every_attack_is_tried_here():

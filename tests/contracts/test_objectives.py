@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import robust_train.objectives  # noqa: F401  # fills the registry
 from robust_train.attacks.combine import Restarts
@@ -34,6 +30,7 @@ from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from robust_train.threats.pyramid import Pyramid
 from robust_train.threats.weights import Weights
+from tests.flops import counting
 
 LINF = PGD(Linf(0.1), 2, 0.05)
 PATCHES = PGD(
@@ -106,23 +103,6 @@ def a_batch() -> tuple[Batch, Key]:
 
 def gradient_of(total: torch.Tensor, network: Network) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
-
-
-@contextmanager
-def counting():
-    """Yields a list of floating-point operations of the matrix products done inside."""
-
-    class Flops(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), named=None):
-            out = function(*arguments, **(named or {}))
-            formula = flop_registry.get(function._overloadpacket)
-            if formula is not None:
-                counted.append(formula(*arguments, **(named or {}), out_val=out))
-            return out
-
-    counted: list[int] = []
-    with Flops():
-        yield counted
 
 
 class Scaled(nn.Module):
