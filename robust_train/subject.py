@@ -166,13 +166,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shown:
     """A subject before images of its classes made otherwise, in place of its own; their folders are absolute."""
 
     subject: Subject
     shifts: Shifts
 
-    def at(self, folder: str) -> Shifted:
+    def at(self, folder: str) -> Shown:
         """The same for another process."""
         return replace(self, subject=self.subject.at(folder))
 

@@ -53,7 +53,7 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     from robust_train.nouns import Place
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_shifts
-    from robust_train.subject import Shifted
+    from robust_train.subject import Shown
 
     began = time.monotonic()
     target = Path(asked.json) if asked.json else subject.home / "eval-shifts.json"
@@ -61,7 +61,7 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     network = subject.network(device)
     seen = prepared(subject, network)
     shifts, portion = wanted(asked, seen)
-    dealt = deal(asked, Shifted(subject, shifts), device, work)
+    dealt = deal(asked, Shown(subject, shifts), device, work)
     if subject.run is not None and subject.run.data.channels != 3:
         raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
     for shift in shifts.sets.values():
