@@ -84,7 +84,7 @@ def judge(
     identity = subject.identity(data)
     on = course.on({name: identity[name] for name in ("data", "listed") if name in identity})
     base = None if asked.base is None else of_base(Path(asked.base), on)
-    header = {**identity, "on": course.shared(on), "chunk": course.chunk, "versions": versions()}
+    header = {**identity, "on": course.shared(on), "chunk": course.chunk, "versions": versions(), **course.stamps()}
     kept = Kept(subject.home / "eval", header, course, data)
     if resumed := kept.resume():
         print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,11 @@ class Pictures:
     def listing(self) -> Iterator[str]:
         """Name and bytes of each image."""
         return (f"{key} {(self.place / key).stat().st_size}" for key in self.keys)
+
+    def stamp(self) -> str:
+        """sha256 of the names and of when each image was written: another where one was replaced by one as large."""
+        times = "\n".join(f"{key} {(self.place / key).stat().st_mtime_ns}" for key in self.keys)
+        return hashlib.sha256(times.encode()).hexdigest()
 
 
 def labelled(source: Pictures | Indexed) -> Iterator[tuple[str, int | None]]:

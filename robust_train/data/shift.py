@@ -138,10 +138,15 @@ class Shift(Dataset, ABC):
         return {source.place.name: hashlib.sha256("\n".join(source.listing()).encode()).hexdigest()}
 
     def on(self) -> dict[str, Any]:
-        """All that verdicts are a function of beside the network: images, right classes, how they are prepared."""
+        """All that verdicts are a function of beside the network: images, right classes, how they are prepared.
+
+        Of a folder also when its images were written: a copy is judged anew.
+        """
         right = hashlib.sha256(repr((self.kept.numbers, self.kept.answers)).encode()).hexdigest()
         prepared = {name: getattr(self, name) for name in ("size", "crop", "interpolation")}
-        return {"images": self.checksums(), "answers": right, "allowed": _listed(self.allowed), **prepared}
+        written = self.kept.source.stamp() if isinstance(self.kept.source, Pictures) else None
+        images = {"images": self.checksums(), "written": written}
+        return {**images, "answers": right, "allowed": _listed(self.allowed), **prepared}
 
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Refused: such images are for evaluation only."""

@@ -76,6 +76,10 @@ class StoredCorruption(Dataset, ABC):
     def corruptions(self) -> tuple[str, ...]:
         """Those that lie there, in the benchmark's order."""
 
+    def stamp(self) -> str:
+        """What decides verdicts beside `checksums`: where it is another, those that are there are not taken."""
+        return ""
+
     def prepare(self) -> None:
         """Find the files and their labels. Raises DataError where that fails."""
         self.validation_size()
@@ -193,6 +197,10 @@ class StoredFolders(StoredCorruption):
         """sha256 of the listing: name and bytes of every image."""
         listing = "\n".join(self._pictures.listing())
         return {f"{self.corruption}/{self.severity}": hashlib.sha256(listing.encode()).hexdigest()}
+
+    def stamp(self) -> str:
+        """Of the labels, and of when the images were written."""
+        return hashlib.sha256(f"{sorted(self._labels.items())} {self._pictures.stamp()}".encode()).hexdigest()
 
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """This rank's chunks of `chunk` images, uint8: chunk i goes to rank i mod world; the last may be smaller.

@@ -114,6 +114,13 @@ class Course:
             found["stored"] = sums
         return found
 
+    def stamps(self) -> dict[str, str]:
+        """Of the published images: what decides verdicts beside `on`."""
+        if self.stored is None:
+            return {}
+        each = {name: self.stored.at(*cell).stamp() for name, cell in self.cells.items()}
+        return {name: stamp for name, stamp in each.items() if stamp}
+
     def shared(self, on: Mapping[str, Any]) -> dict[str, Any]:
         """Of `on`, what every piece has in common: of folders a limit takes other images, evenly over the set."""
         return dict(on) if self.stored is not None else {**on, "images": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from robust_train.data.corruptions import SEVERITIES
 from robust_train.data.stored_corruptions import StoredArrays, StoredFolders, stored
+from robust_train.evaluate.corruption_work import Course
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError, DataError
 
@@ -108,6 +111,29 @@ def test_a_list_of_classes_says_the_labels_and_leaves_others_out(tmp_path):
     assert data.names() == [IDS[2], IDS[0]]
     order.write_text(json.dumps(list(IDS)))
     assert [row[1] for row in all_of(stored(tmp_path / "set", 3, SIDE, order).at("fog", 2))] == [0, 0, 1, 1, 2, 2]
+
+
+def test_verdicts_are_kept_under_the_labels_and_the_time_the_images_were_written(tmp_path):
+    """Names and bytes, which the checksum is of, are the same throughout."""
+    folders(tmp_path / "set")
+    order = tmp_path / "classes.json"
+
+    def stamps(ids):
+        order.write_text(json.dumps(list(ids)))
+        course = Course(("fog",), stored=stored(tmp_path / "set", 3, SIDE, order))
+        return course.stamps(), course.on({})
+
+    first = stamps(IDS)
+    assert stamps(IDS) == first
+    assert set(first[0]) == {f"fog/{severity}" for severity in SEVERITIES}
+    other = stamps(IDS[::-1])
+    assert all(other[0][name] != first[0][name] for name in first[0])
+    assert other[1] == first[1]
+    image = next((tmp_path / "set").rglob("fog/2/**/*.*"))
+    os.utime(image, ns=(1, 1))
+    later = stamps(IDS)
+    assert [name for name in first[0] if later[0][name] != first[0][name]] == ["fog/2"]
+    assert later[1] == first[1]
 
 
 def test_files_that_changed_have_other_checksums(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -156,6 +157,11 @@ def test_what_was_judged_is_kept_set_by_set_and_not_judged_again(tmp_path, label
         assert start("a", **other)[0] == 0
     (tmp_path / "a" / SYNSETS[1] / "9.png").write_bytes((tmp_path / "a" / SYNSETS[1] / "0.png").read_bytes())
     assert start("ar", 1, chunk=2)[0] == 3  # one image more: another set, and R as it was
+    image = tmp_path / "r" / SYNSETS[5] / "0.png"
+    before = image.stat()
+    image.write_bytes(image.read_bytes())
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert start("r", 1, chunk=2)[0] == 0  # one that may be another, though it is as large
 
 
 def test_a_timm_model_says_how_its_images_are_prepared():
