@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def command(words: list[str], folder: Path, log: Path, where: Path, **changes: s
         if process.poll() is None:
             left = started.processes()
             for one in left:
-                one.kill()
+                with suppress(psutil.NoSuchProcess):  # gone by itself meanwhile, as others are killed around it
+                    one.kill()
             psutil.wait_procs(left, timeout=30)
             process.wait(30)
 
