@@ -106,6 +106,27 @@ def test_the_ratio_is_ours_over_theirs(monkeypatch):
     assert (row.seconds_ours, row.seconds_theirs, row.ratio) == (1.0, 4.0, 0.25)
 
 
+def test_sides_take_turns_batch_by_batch_and_the_share_done_is_told():
+    """Two rounds of four batches: the first of a batch changes with batch and round."""
+    calls, shares = [], []
+
+    class Ours(PGD):
+        def __call__(self, network, images, targets, key, loss=None):
+            calls.append("ours")
+            return images
+
+    def theirs(network, images, targets):
+        calls.append("theirs")
+        return images
+
+    network = Linear()
+    batches = list(Middling().validation_batches(Place(), 64, None))
+    compare(network, batches, THREAT, Pair("pgd", "theirs", Ours(THREAT, 1, 0.1), theirs), 2, 0, shares.append)
+    one, other = ["ours", "theirs"], ["theirs", "ours"]
+    assert calls[2:] == (one + other) * 2 + (other + one) * 2  # after a call of each that is no part of a round
+    assert shares == [n / 8 for n in range(1, 9)]
+
+
 def test_rows_are_named_by_attack_or_package_or_both():
     every = pairs(Budget(THREAT, 10, 0.02, classes=10, seed=0))
     assert [pair.row for pair in choose(every, ["pgd"])] == ["pgd/torchattacks", "pgd/foolbox"]
