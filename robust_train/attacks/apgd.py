@@ -33,8 +33,9 @@ class APGD(Attack):
     d(g) = sign g or g / ||g||_2; eta = 2 eps at first. At checkpoints, where fewer than rho of the steps since the last
     raised the loss, or neither eta nor the best loss has changed since, eta is halved and the search goes on from the
     best point. Croce and Hein 2020 (arXiv 2003.01690, algorithm 1). For L1 (2021, arXiv 2103.01208): a step of signs
-    among the k largest gradients, k falling with the perturbation's own sparsity, no momentum, from radii 3 eps and
-    2 eps down to eps (to judge; to train at eps alone); eta = eps at first.
+    among the k largest gradients, k 2/3 of the pixels that the best point moves (`top` of all at first), no momentum,
+    from radii 3 eps and 2 eps down to eps (to judge; to train at eps alone), each from the best point of the last;
+    eta = eps at first.
 
     Untargeted it raises the cross-entropy or the DLR; with `targets` = T the targeted DLR towards each of the T
     likeliest wrong classes of the clean image in turn. A loss given by the caller is raised in place of its own.
@@ -123,7 +124,8 @@ class APGD(Attack):
                 continue
             ball = replace(self.threat, eps=factor * number(self.threat.eps))  # type: ignore[type-var]
             last = factor == 1.0  # only there a point counts
-            walk = _Walk(ball, steps, self.top, images, targets, goals, key.row)  # type: ignore[arg-type]
+            top = self.top if factor == phases[0][0] else None
+            walk = _Walk(ball, steps, top, images, targets, goals, key.row)  # type: ignore[arg-type]
             point = walk.run(sight, point, key, standing if last else None)
         return point
 
@@ -200,7 +202,7 @@ class _Walk:
 
     ball: Ball
     steps: int
-    top: float
+    top: float | None  # L1: share of the pixels that the first steps move; None: as many as the start's sparsity says
     images: Tensor
     targets: Tensor
     goals: Tensor | None
@@ -233,16 +235,16 @@ class _Walk:
         return climb.best
 
     def _begin(self, point: Tensor, loss: Tensor, slope: Tensor) -> _Climb:
-        sparse, rows = isinstance(self.ball, L1), len(point)
-        size = (1 if sparse else 2) * number(self.ball.eps)
+        size = (1 if isinstance(self.ball, L1) else 2) * number(self.ball.eps)
+        moved = torch.full_like(loss, point[:1].numel()) if self.top is not None else _moved(point, self.images)
         return _Climb(
             self.images, self.targets, self.goals, self.row, point, point, slope,
             loss=torch.zeros_like(loss),  # the reference compares the first step's loss with 0
             best=point, best_slope=slope, best_loss=loss,
             size=wide(torch.full_like(loss, size), point),
             rises=torch.zeros_like(loss), reduced=torch.ones_like(loss, dtype=torch.bool), then=loss,
-            top=torch.full_like(loss, self.top)[:, None],
-            sparse=torch.full_like(loss, point[:1].numel() if rows else 0),
+            top=_share(moved, point) if self.top is None else torch.full_like(loss, self.top)[:, None],
+            sparse=moved,
         )  # fmt: skip
 
 
@@ -299,11 +301,20 @@ def _checked(climb: _Climb, steps: int) -> _Climb:
 def _sparser(climb: _Climb, ball: Ball) -> _Climb:
     """L1's checkpoint: moves as sparse as the best point; where it grew sparser eta is eps again, else it shrinks."""
     eps = number(ball.eps)
-    now = ((climb.best - climb.images).flatten(1) != 0).sum(1).to(climb.loss)
+    now = _moved(climb.best, climb.images)
     again = now / climb.sparse < 0.95
     size = torch.where(wide(again, climb.size), torch.full_like(climb.size, eps), climb.size / 1.5)
-    top = (now / climb.images[:1].numel() / 1.5)[:, None]
-    return replace(_returned(climb, again), size=size.clamp(eps / 10, eps), top=top, sparse=now)
+    return replace(_returned(climb, again), size=size.clamp(eps / 10, eps), top=_share(now, climb.best), sparse=now)
+
+
+def _moved(point: Tensor, images: Tensor) -> Tensor:
+    """[b] how many pixels of each point are not the image's."""
+    return (point != images).flatten(1).sum(1).to(point.dtype)
+
+
+def _share(moved: Tensor, like: Tensor) -> Tensor:
+    """[b, 1] L1: the share of the pixels that a step moves, where the perturbation holds so many."""
+    return (moved / like[:1].numel() / 1.5)[:, None]
 
 
 def _returned(climb: _Climb, rows: Tensor) -> _Climb:

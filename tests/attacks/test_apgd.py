@@ -145,6 +145,50 @@ def test_every_step_is_the_published_algorithms(norm: str) -> None:
         assert_close(points[row], expected, rtol=0, atol=1e-9)
 
 
+def plain_l1(network: Network, image: Tensor, label: int, start: Tensor, eps: float, steps: int) -> Tensor:
+    """L1's ascent for one image as its paper and code have it: three radii, each from the last one's best point."""
+    total, point = image.numel(), start
+    for factor, count in ((3, int(0.3 * steps)), (2, int(0.3 * steps)), (1, steps - 2 * int(0.3 * steps))):
+        ball, size = L1(factor * eps), factor * eps
+        point = image + ball.project(image[None], (point - image)[None])[0]
+        moved = int((point != image).sum())
+        share, sparsity = (0.2, total) if factor == 3 else (moved / total / 1.5, moved)
+        best, best_loss, best_slope = point, -torch.inf, point
+        for step in range(count + 1):
+            seen = point.clone().requires_grad_()
+            value = cross_entropy(network(seen[None]), torch.tensor([label]))
+            slope, loss = torch.autograd.grad(value.sum(), seen)[0], value.item()
+            if loss > best_loss:
+                best, best_loss, best_slope = point, loss, slope
+            if step and step % max(int(0.04 * count), 1) == 0:
+                moved = int((best != image).sum())
+                share, again, sparsity = moved / total / 1.5, moved < 0.95 * sparsity, moved
+                size = factor * eps if again else max(size / 1.5, factor * eps / 10)
+                if again:
+                    point, slope = best, best_slope
+            least = slope.abs().flatten().sort().values[min(int((1 - share) * total), total - 1)]
+            sign = slope.sign() * (slope.abs() >= least)
+            point = (
+                image + ball.project(image[None], (point - image + size * sign / (sign.abs().sum() + 1e-10))[None])[0]
+            )
+        point = best
+    return point
+
+
+@pytest.mark.parametrize("steps", [7, 10, 15])
+def test_in_l1_the_radius_shrinks_and_moves_are_as_sparse_as_the_best_point(steps: int) -> None:
+    """Against a plain reference, image by image, from the same starts, to 1e-9 in float64; nothing falls."""
+    network = small()
+    images = torch.rand(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels, eps = network(images).argmax(1), 0.2
+    standing = APGD(L1(eps), steps).search(network, images, labels, KEY)
+    assert not standing.fallen.any()
+    begun = _start(L1(3 * eps), images, KEY.rows(torch.arange(4)).of("run").at(0).of("start"))
+    for row in range(4):
+        expected = plain_l1(network, images[row], int(labels[row]), begun[row], eps, steps)
+        assert_close(standing.found[row], expected, rtol=0, atol=1e-9)
+
+
 def test_packing_changes_no_verdict_and_no_point_of_what_stands() -> None:
     network = small()
     images = torch.rand(40, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
