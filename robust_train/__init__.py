@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from robust_train.loading import load
 
 __all__ = ["load"]
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 ensure_torchvision_importable()
 

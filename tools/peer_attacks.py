@@ -24,6 +24,7 @@ Theirs = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 Single = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 STANDARD: tuple[Single, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
+PLUS: tuple[Single, ...] = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 
 
 def peer(package: str) -> Any:
@@ -107,14 +108,16 @@ def pyautoattack_whole(
     goals: int = 9,
     queries: int = 5000,
     seed: int = 0,
+    restarts: int | None = None,
 ) -> Theirs:
     """The cascade of pyautoattack: each attack on the images that all before it left right, in one batch.
 
-    As it stands this is its standard version, to the bit. Images that it did not fool come back clean.
+    As it stands this is its standard version, to the bit; with PLUS and five restarts its version plus, whose targeted
+    FAB has as many, being the same object. Images that it did not fool come back clean.
     """
 
     def attack(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        whole = _autoattack(network, images.device, threat, attacks, steps, goals, queries, seed)
+        whole = _autoattack(network, images.device, threat, attacks, steps, goals, queries, seed, restarts)
         with _own_draws(images.device):
             return whole.run_standard_evaluation(images, targets, batch_size=len(images))[0]
 
@@ -130,8 +133,12 @@ def _autoattack(
     goals: int,
     queries: int,
     seed: int,
+    restarts: int | None = None,
 ) -> Any:
-    """pyautoattack's object with the budgets of its standard version, or those said."""
+    """pyautoattack's object with the budgets of its standard version, or those said.
+
+    restarts: of untargeted APGD and both kinds of FAB; None: those of the standard version.
+    """
     package = peer("pyautoattack.autopgd_base")
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.use]
     eps, large = number(threat.eps), norm == "L1"  # for L1 from a ball three times as large, five starts or goals
@@ -140,11 +147,11 @@ def _autoattack(
     )
     # the checkpoints of the step size follow from n_iter in the constructor alone: setting n_iter later keeps them
     same = {"norm": norm, "eps": eps, "n_iter": steps, "seed": seed, "device": device, "logger": found.logger}
-    found.apgd = package.APGDAttack(network, n_restarts=5 if large else 1, use_largereps=large, **same)
+    found.apgd = package.APGDAttack(network, n_restarts=restarts or (5 if large else 1), use_largereps=large, **same)
     found.apgd_targeted = package.APGDAttack_targeted(
         network, n_target_classes=min(goals, 5) if large else goals, use_largereps=large, **same
     )
-    found.fab.n_restarts, found.fab.n_iter, found.fab.n_target_classes = 1, steps, goals
+    found.fab.n_restarts, found.fab.n_iter, found.fab.n_target_classes = restarts or 1, steps, goals
     found.square.n_queries = queries
     return found
 

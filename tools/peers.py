@@ -125,12 +125,18 @@ def pairs(budget: Budget) -> list[Pair]:
     }
     for name, attack in singles.items():
         found.append(Pair(name, "pyautoattack", attack, peer_attacks.pyautoattack(threat, name, *same)))
-    standard = peer_attacks.STANDARD
-    whole = AutoAttack(threat, "custom", tuple(singles[name] for name in standard))
-    return [
-        *found,
-        Pair("autoattack", "pyautoattack", whole, peer_attacks.pyautoattack_whole(threat, standard, *same)),
-    ]
+    standard, plus, whole = peer_attacks.STANDARD, peer_attacks.PLUS, peer_attacks.pyautoattack_whole
+    ours = AutoAttack(threat, "custom", tuple(singles[name] for name in standard))
+    found.append(Pair("autoattack", "pyautoattack", ours, whole(threat, standard, *same)))
+    if not sparse:  # the package has no version plus for L1
+        often: dict[str, Attack] = {
+            "apgd-ce": APGD(threat, budget.auto_steps, restarts=5),
+            "apgd-dlr": APGD(threat, budget.auto_steps, "dlr", restarts=5),
+            "fab": FAB(threat, budget.auto_steps, restarts=5),
+        }
+        ours = AutoAttack(threat, "custom", tuple(often.get(name, singles[name]) for name in plus))
+        found.append(Pair("autoattack-plus", "pyautoattack", ours, whole(threat, plus, *same, restarts=5)))
+    return found
 
 
 def arguments(words: Sequence[str]) -> argparse.Namespace:

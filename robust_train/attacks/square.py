@@ -39,9 +39,10 @@ class Square(Attack):
     after queries 10, 50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000 however many there are, as AutoAttack has it.
     Andriushchenko et al. 2020 (arXiv 1912.00049, algorithms 1 to 3); L1: Croce and Hein 2021 (arXiv 2103.01208).
 
-    Different from the authors' code on purpose: each image has windows and signs of its own where theirs share one draw
-    a batch, so that no result depends on who else is in it; windows lie anywhere, where theirs never reach the last
-    row and column (and stay at 0 when s = H); a tie of the two largest logits is no success; images of any sides.
+    As in the authors' code no window smaller than the image reaches its last row or column; with `edges` windows lie
+    anywhere, as in the papers, and fool a little more. Different from the code on purpose: each image has windows and
+    signs of its own where theirs share one draw a batch, so that no result depends on who else is in it; a tie of the
+    two largest logits is no success; images of any sides.
 
     Reads no gradient. Costs at most queries + 3 forwards: the images, the start, the queries, the last judgement.
     """
@@ -49,6 +50,7 @@ class Square(Attack):
     threat: Ball  # where it searches: linf, l2 or l1
     queries: int  # windows tried after the start: 5,000 to judge
     p: float = 0.8  # share of the image that a window covers at first
+    edges: bool = False  # windows reach the last row and column too; AutoAttack's never do
     compact: int = 20  # queries between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
@@ -97,11 +99,11 @@ class Square(Attack):
         points = start(self.threat, standing.images, standing.key.of("start"))
         raised, fooled = self._judged(network, standing, points, loss, 0)
         standing.note(fooled, points)
-        descent, windows = _Descent(points, raised, *_drawn(standing, 0)), Windows(points, 1)
+        descent, windows = _Descent(points, raised, *_drawn(standing, 0)), Windows(points, 1, self.edges)
         for query in range(self.queries):
             side, turn = self.side(query, *points.shape[2:]), query % BLOCK
             if side != windows.side:
-                windows = Windows(points, side)
+                windows = Windows(points, side, self.edges)
             if query and not turn:
                 places, signs = _drawn(standing, query // BLOCK)
                 descent = replace(descent, places=places, signs=signs)
@@ -157,16 +159,18 @@ def _signs(words: Tensor, like: Tensor) -> Tensor:
 class Windows:
     """Square windows of one side in images such as some points [b, C, H, W], one place an image."""
 
-    def __init__(self, points: Tensor, side: int) -> None:
+    def __init__(self, points: Tensor, side: int, edges: bool = False) -> None:
         height, width = points.shape[2:]
         self.side, self.width = side, width
         within = torch.arange(side, device=points.device)
         self.offsets = (within[:, None] * width + within).flatten()
-        self.rooms = torch.tensor([height - side + 1, width - side + 1]).to(points.device, non_blocking=True)
+        # the authors' code draws corners below height - side: one fewer than there are
+        rooms = [max(length - side + edges, 1) for length in (height, width)]
+        self.rooms = torch.tensor(rooms).to(points.device, non_blocking=True)
         self.patterns: dict[float, Tensor] = {}
 
     def at(self, places: Tensor, channels: int) -> Tensor:
-        """[b, C, side^2] pixels in [H W], for places [b, 2] of 16 bits: uniform over all corners, to H / 2^16."""
+        """[b, C, side^2] pixels in [H W], for places [b, 2] of 16 bits: corners alike, to H / 2^16."""
         row, column = (places * self.rooms >> 16).unbind(1)
         pixels = (row * self.width + column)[:, None, None] + self.offsets
         return pixels.expand(-1, channels, -1)

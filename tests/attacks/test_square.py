@@ -57,18 +57,22 @@ def test_the_pattern_is_two_hills_of_opposite_sign_and_equal_length():
 
 
 def test_windows_lie_at_every_corner_alike():
-    """8 - 3 + 1 rows and 5 - 3 + 1 columns from all 16-bit numbers; as large as the image, in one place only."""
+    """8 - 3 rows and 5 - 3 columns from all 16-bit numbers, or all; as large as the image, in one place only."""
     words = torch.arange(0, 2**16, 16)
     places = torch.stack([words, words.flip(0)], 1)
     images = torch.zeros(1, 2, 8, 5)
-    pixels = Windows(images, 3).at(places, 2)
-    assert pixels.shape == (4096, 2, 9)
-    rows, columns = pixels[:, 1, 0] // 5, pixels[:, 1, 0] % 5
-    assert (rows.bincount() - 4096 / 6).abs().max() <= 1
-    assert (columns.bincount() - 4096 / 3).abs().max() <= 1
-    assert pixels[0, 0].tolist() == [2, 3, 4, 7, 8, 9, 12, 13, 14]
-    square = torch.zeros(1, 1, 4, 4)
-    assert (Windows(square, 4).at(places, 1) == torch.arange(16)).all()
+    for edges in (False, True):
+        pixels = Windows(images, 3, edges).at(places, 2)
+        assert pixels.shape == (4096, 2, 9)
+        rows, columns = pixels[:, 1, 0] // 5, pixels[:, 1, 0] % 5
+        assert len(rows.bincount()) == 5 + edges
+        assert len(columns.bincount()) == 2 + edges
+        assert (rows.bincount() - 4096 / (5 + edges)).abs().max() <= 1
+        assert (columns.bincount() - 4096 / (2 + edges)).abs().max() <= 1
+        last = 2 + edges - 1
+        assert pixels[0, 0].tolist() == [last + row * 5 + column for row in range(3) for column in range(3)]
+        square = torch.zeros(1, 1, 4, 4)
+        assert (Windows(square, 4, edges).at(places, 1) == torch.arange(16)).all()
 
 
 def test_for_linf_the_search_begins_with_stripes_and_stays_on_the_corners():
@@ -86,13 +90,14 @@ def test_for_linf_the_search_begins_with_stripes_and_stays_on_the_corners():
         assert len(rows) == 0 or max(rows.max() - rows.min(), columns.max() - columns.min()) < 5
 
 
-def test_for_linf_a_window_takes_one_colour_a_channel():
+@pytest.mark.parametrize("edges", [False, True])
+def test_for_linf_a_window_takes_one_colour_a_channel(edges):
     torch.manual_seed(0)
     images = torch.rand(4, 2, 5, 6)
     descent = a_descent(images, Linf(0.1))
-    moved = _recoloured(Linf(0.1), images, descent, Windows(images, 3), turn=2)
+    moved = _recoloured(Linf(0.1), images, descent, Windows(images, 3, edges), turn=2)
     for image in range(4):
-        (row, column), _ = corners(descent, image, 2, rooms=(3, 4))
+        (row, column), _ = corners(descent, image, 2, rooms=(2 + edges, 3 + edges))
         expected = descent.points[image].clone()
         window = (slice(None), slice(row, row + 3), slice(column, column + 3))
         sign = descent.signs[image, 2, 1:, None, None]
@@ -108,7 +113,7 @@ def test_for_l2_and_l1_mass_moves_between_windows_as_in_algorithm_3(threat):
     images, power = torch.rand(6, 2, 7, 6).double(), 2 if threat.use == "l2" else 1
     descent = a_descent(images, threat)
     for turn in range(4):
-        moved = _reshaped(threat, images, descent, Windows(images, 3), turn)
+        moved = _reshaped(threat, images, descent, Windows(images, 3, edges=True), turn)
         for image in range(6):
             (r1, c1), (r2, c2) = corners(descent, image, turn, rooms=(5, 4))
             z = descent.points[image] - images[image]
@@ -174,7 +179,7 @@ def test_on_a_linear_network_of_two_classes_linf_finds_the_worst_corner():
         labels[::10] = 1 - labels[::10]
     radii = network.radius(images, labels, "linf")
     eps = float(radii[radii > 0].quantile(0.5))
-    standing = Square(Linf(eps), 3500).search(network, images, labels, KEY[:20])
+    standing = Square(Linf(eps), 3500, edges=True).search(network, images, labels, KEY[:20])
     assert torch.equal(standing.fallen, radii <= eps)
     length = (network.weight[0] - network.weight[1]).detach().abs().sum()
     stands = ~standing.fallen
@@ -190,7 +195,7 @@ def test_on_a_linear_network_nothing_falls_within_its_radius_and_all_well_beyond
         for image in radii.argsort()[9::20].tolist():
             near = replace(threat, eps=factor * float(radii[image]))
             rows = slice(image, image + 1)
-            standing = Square(near, 200).search(network, images[rows], labels[rows], KEY[rows])
+            standing = Square(near, 200, edges=True).search(network, images[rows], labels[rows], KEY[rows])
             assert standing.fallen.tolist() == [falls]
 
 

@@ -8,7 +8,7 @@ import torch
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from tests.peers.classifiers import Linear, middling
-from tools.peer_attacks import STANDARD, pyautoattack, pyautoattack_whole
+from tools.peer_attacks import PLUS, STANDARD, pyautoattack, pyautoattack_whole
 
 package = pytest.importorskip("pyautoattack")
 
@@ -51,15 +51,16 @@ def test_an_untargeted_attack_never_fools_an_image_whose_radius_is_beyond_eps(wh
 
 @pytest.mark.slow
 @BALLS
-def test_the_whole_cascade_is_exact_and_the_packages_standard_version_to_the_bit(ball, dual):
+@pytest.mark.parametrize(("version", "attacks", "restarts"), [("standard", STANDARD, None), ("plus", PLUS, 5)])
+def test_the_whole_cascade_is_exact_and_the_packages_version_to_the_bit(ball, dual, version, attacks, restarts):
     network, images, targets, radii, threat = problem(ball, dual)
-    ours = pyautoattack_whole(threat, queries=200)(network, images, targets)
+    ours = pyautoattack_whole(threat, attacks, queries=200, restarts=restarts)(network, images, targets)
     norm = {"linf": "Linf", "l2": "L2"}[threat.use]
     with torch.random.fork_rng([]):
-        standard = package.AutoAttack(network, norm=norm, eps=threat.eps, seed=0)
-        assert (tuple(standard.attacks_to_run), standard.square.n_queries) == (STANDARD, 5000)
-        standard.square.n_queries = 200  # the rest of them change nothing here but the time
-        theirs, _ = standard.run_standard_evaluation(images, targets, batch_size=len(images))
+        whole = package.AutoAttack(network, norm=norm, eps=threat.eps, seed=0, version=version)
+        assert (tuple(whole.attacks_to_run), whole.square.n_queries) == (attacks, 5000)
+        whole.square.n_queries = 200  # the rest of them change nothing here but the time
+        theirs, _ = whole.run_standard_evaluation(images, targets, batch_size=len(images))
     assert torch.equal(ours, theirs)
     assert torch.equal(survivors(network, ours, targets), radii > threat.eps)
 
