@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -160,7 +159,7 @@ def kinds() -> tuple[str, ...]:
 def main(words: list[str]) -> None:
     """Judge, show, and write the report and the pictures."""
     from robust_train.check import writable
-    from robust_train.evaluate.report import circumstances
+    from robust_train.evaluate.report import circumstances, put
     from robust_train.evaluate.work import Store
     from robust_train.keyed import Key
     from robust_train.read.parse import tree_of
@@ -233,13 +232,13 @@ def main(words: list[str]) -> None:
         "verdicts": target.with_suffix(".verdicts.safetensors").name,
         **circumstances(device, began),
     }
-    target.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replaced = put(tree, target)
     keep(verdicts, plan, target.parent / str(tree["verdicts"]))
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(page(tree, shown), encoding="utf-8")
     for path in pictures:
         print(f"picture: {path}")
-    print(f"report: {target}\npage: {html}")
+    print(f"report: {target}\npage: {html}", *replaced, sep="\n")
     if asked.wandb != "off":
         tracking = Tracking() if subject.run is None else subject.run.records
         mirror(tree, pictures, html, own[-1], replace(tracking, wandb=asked.wandb))

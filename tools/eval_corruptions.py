@@ -67,7 +67,7 @@ def judge(
     from robust_train.check import writable
     from robust_train.evaluate.corruption_work import Kept
     from robust_train.evaluate.corruption_work import judge as work
-    from robust_train.evaluate.report import circumstances, versions
+    from robust_train.evaluate.report import circumstances, put, versions
     from robust_train.nouns import Place
     from robust_train.records.corruption_pictures import robustness
     from robust_train.records.judging import telling
@@ -119,8 +119,8 @@ def judge(
         "verdicts": os.path.relpath(kept.folder, target.parent),
         **circumstances(device, began),
     }
-    target.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"picture: {picture}\nreport: {target}")
+    replaced = put(tree, target)
+    print(f"picture: {picture}\nreport: {target}", *replaced, sep="\n")
 
 
 def side(data: Dataset) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -47,7 +46,7 @@ def place(text: str) -> tuple[str, str]:
 def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal) -> None:
     """Judge, show, and write the report."""
     from robust_train.check import writable
-    from robust_train.evaluate.report import circumstances, versions
+    from robust_train.evaluate.report import circumstances, put, versions
     from robust_train.evaluate.shifts import Kept
     from robust_train.evaluate.shifts import judge as work
     from robust_train.nouns import Place
@@ -93,9 +92,8 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
         "verdicts": {name: os.path.relpath(files.folder, target.parent) for name, files in kept.files.items()},
         **circumstances(device, began),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"report: {target}")
+    replaced = put(tree, target)
+    print(f"report: {target}", *replaced, sep="\n")
 
 
 def prepared(subject: Subject, network: Any) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from robust_train.data.manifest import write_whole
 
 
 @dataclass(frozen=True)
@@ -151,3 +155,19 @@ def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def put(tree: dict[str, Any], target: Path) -> list[str]:
+    """Write a report as JSON, whole or not at all. Returns what there is to say of one whose place it took."""
+    try:
+        before = json.loads(target.read_text(encoding="utf-8"))["command"] if target.exists() else tree["command"]
+    except (ValueError, TypeError, KeyError):
+        before = "another program"
+    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    write_whole(target, lambda file: file.write(text.encode()))
+    if before == tree["command"]:
+        return []
+    return [
+        f"note: {target} held the report of: {before}",
+        "      Its verdicts are kept, so that the same command writes it again at once; --json FILE keeps both.",
+    ]

@@ -208,6 +208,21 @@ def test_the_same_command_again_makes_nothing_anew(small_run, tmp_path, capsys, 
     assert {**again, "seconds": 0, "notes": []} == {**first, "seconds": 0, "notes": []}
 
 
+def test_a_report_that_takes_anothers_place_says_whose(small_run, tmp_path, capsys):
+    """And how to have it again; the same command twice, and a new place, say nothing."""
+    said = []
+    for attack, name in (("pgd", "a"), ("pgd", "a"), ("apgd-ce", "a"), ("pgd", "b")):
+        main([str(small_run.parent / "run"), *QUICK, "--attack", attack, "--json", str(tmp_path / f"{name}.json")])
+        said.append([line for line in capsys.readouterr().out.splitlines() if "held the report of" in line])
+    assert [len(lines) for lines in said] == [0, 0, 1, 0]
+    assert said[2][0].startswith(f"note: {tmp_path / 'a.json'} held the report of: python -m tools.eval ")
+    assert "--attack pgd" in said[2][0]
+    (tmp_path / "b.json").write_text("[]", encoding="utf-8")
+    main([str(small_run.parent / "run"), *QUICK, "--attack", "pgd", "--json", str(tmp_path / "b.json")])
+    assert "held the report of: another program" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))["images"] == 40
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_two_devices_of_a_ray_cluster_give_one_devices_report(small_run, tmp_path):
