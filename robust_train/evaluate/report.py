@@ -158,12 +158,15 @@ def circumstances(device: torch.device | str, began: float) -> dict[str, Any]:
 
 
 def put(tree: dict[str, Any], target: Path) -> list[str]:
-    """Write a report as JSON, whole or not at all. Returns what there is to say of one whose place it took."""
+    """Write a report as JSON, a file whole or not at all. Returns what there is to say of one whose place it took."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: neither read nor replaced
+        target.write_text(text, encoding="utf-8")
+        return []
     try:
         before = json.loads(target.read_text(encoding="utf-8"))["command"] if target.exists() else tree["command"]
     except (ValueError, TypeError, KeyError):
         before = "another program"
-    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
     write_whole(target, lambda file: file.write(text.encode()))
     if before == tree["command"]:
         return []
