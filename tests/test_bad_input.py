@@ -283,6 +283,7 @@ def test_a_report_that_the_disk_does_not_take(small_run, tmp_path, capsys):
     words = [str(small_run.parent / "run"), "--images", "8", "--steps", "1", "--curve", "0", "--restarts", "1"]
     said = refused(lambda: evaluate([*words, "--json", "/dev/full", "--pictures", str(tmp_path)]), capsys)
     assert "the disk is full" in said
+    assert Path("/dev/full").is_char_device()  # a device is neither read nor replaced
 
 
 def test_a_folder_that_cannot_be_written(small_run, tmp_path, capsys):
