@@ -194,7 +194,7 @@ def fit(run: Run, home: Path) -> None:
             raise RunError(
                 f"{run.name}: the processes of ranks {', '.join(map(str, ranks))} were killed, after "
                 f"{cluster.restarts} restarts (cluster.restarts). Memory is the common reason: give each a smaller "
-                "part (engine.part). The same command goes on from the last whole checkpoint."
+                "part (engine.micro_batch). The same command goes on from the last whole checkpoint."
             ) from None
         raise  # a bug keeps its traceback
     except SystemExit:  # Ray answers Ctrl-C by ending the program as if all were well

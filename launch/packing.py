@@ -182,7 +182,9 @@ def outcome(task: Any) -> Trouble | None:
     except ray.exceptions.OutOfMemoryError:
         return Trouble("Ray ended its process, since its machine's memory was used up", final=False)
     except ray.exceptions.WorkerCrashedError:
-        return Trouble("its process was killed; memory is the common reason: a smaller engine.part needs less", False)
+        return Trouble(
+            "its process was killed; memory is the common reason: a smaller engine.micro_batch needs less", False
+        )
     except ray.exceptions.RayError as error:  # its node is gone, or what it needs of the cluster is not there
         return Trouble(" ".join(str(error).split())[:300], final=False)
 

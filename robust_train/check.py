@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robust_train import checkpoint
-from robust_train.engines.execution import part_size
+from robust_train.engines.execution import micro_batch_size
 from robust_train.forecast import rehearse
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
@@ -27,12 +27,12 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
-    part = part_size(run, world)
+    size = micro_batch_size(run, world)
     run.data.check()
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
-    count = run.batch // world // part
+    count = run.batch // world // size
     each = f" on each of {world} devices" if world > 1 else ""
-    return f"batch: {run.batch:,} images, in {count} part{'s' * (count > 1)} of {part:,}{each}"
+    return f"batch: {run.batch:,} images, in {count} micro-batch{'es' * (count > 1)} of {size:,}{each}"
 
 
 def check_room(run: Run, engine: Engine) -> list[str]:
@@ -90,17 +90,17 @@ def moments(run: Run) -> int:
 
 
 def memory(run: Run, engine: Engine) -> str:
-    """Whether the device holds gradients, moments and what autograd keeps of one part, measured on one small group."""
+    """Whether the device holds gradients, moments and autograd's share of a micro-batch, measured on a small one."""
     world = engine.place.world
     trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
     shared = world if run.engine.zero else 1  # ZeRO cuts the optimiser's state over the ranks
     steady = trained + moments(run) * trained // shared
     each = activation_bytes(run, engine)
-    wanted, have = steady + engine.part * each, available(engine.place)
-    said = f"about {_size(wanted)} for parts of {engine.part:,} images ({_size(each)} an image)"
+    wanted, have = steady + engine.micro_batch * each, available(engine.place)
+    said = f"about {_size(wanted)} for micro-batches of {engine.micro_batch:,} images ({_size(each)} an image)"
     if wanted > have:
         most = int((have - steady) / each) // run.unit() * run.unit()
-        remedy = f"Set engine.part={most} or less" if most > 0 else "Use a device with more memory"
+        remedy = f"Set engine.micro_batch={most} or less" if most > 0 else "Use a device with more memory"
         if most <= 0 and world > 1 and not run.engine.zero:
             remedy += ", or cut the optimiser's state over the devices (engine.zero=2)"
         raise ConfigError(
@@ -111,8 +111,8 @@ def memory(run: Run, engine: Engine) -> str:
 
 
 def activation_bytes(run: Run, engine: Engine) -> int:
-    """Bytes an image that autograd holds at the height of an update: attack, forwards and all, on the smallest part."""
-    size = min(engine.part, max(2, run.unit()))  # two: BatchNorm needs more than one value a channel
+    """Bytes an image that autograd holds at the height of an update: attack, forwards and all, on the smallest one."""
+    size = min(engine.micro_batch, max(2, run.unit()))  # two: BatchNorm needs more than one value a channel
     held = Held({parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()})
     with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
         rehearse(run, engine, size)

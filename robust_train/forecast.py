@@ -51,7 +51,7 @@ class Forecast:
 
 
 def forecast(run: Run, engine: Engine, devices: int | None = None, tries: int = 2) -> Forecast:
-    """Measure what a part costs on a few rehearsals of an update; nothing of the engine is changed.
+    """Measure what a micro-batch costs on a few rehearsals of an update; nothing of the engine is changed.
 
     devices: as many as will work at once, each taken to be as fast as this one; None: those of the engine.
     """
@@ -59,17 +59,17 @@ def forecast(run: Run, engine: Engine, devices: int | None = None, tries: int = 
     for _ in range(tries):  # the first may compile, tune and allocate
         _wait(engine)
         began = time.perf_counter()
-        rehearse(run, engine, engine.part)
+        rehearse(run, engine, engine.micro_batch)
         _wait(engine)
         fastest = min(fastest, time.perf_counter() - began)
     devices = devices or engine.place.world
-    pace = engine.part * devices / fastest
+    pace = engine.micro_batch * devices / fastest
     left, cluster = run.updates - engine.updates, run.cluster
     return Forecast(left, run.objective.cost(), pace, run.batch, devices, cluster.rate, cluster.unit)
 
 
 def rehearse(run: Run, engine: Engine, size: int) -> None:
-    """The attack, forward and backward of a part of `size` made-up images: what an update does between reductions.
+    """The attack, forward and backward of a micro-batch of `size` made-up images: an update between reductions.
 
     Draws no data, moves no weights, no statistics and no gradients, uses no collective, and calls the plain network.
     Raises ConfigError where the device's memory does not hold it.
@@ -84,8 +84,8 @@ def rehearse(run: Run, engine: Engine, size: int) -> None:
         torch.autograd.grad(total, parameters, allow_unused=True)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"engine.part={size}: {engine.device} has no memory for {size} images at once. Set engine.part to less "
-            "than that, or network.checkpointing=true."
+            f"engine.micro_batch={size}: {engine.device} has no memory for {size} images at once. Set "
+            "engine.micro_batch to less than that, or network.checkpointing=true."
         ) from error
     finally:
         with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from robust_train import checkpoint
 from robust_train.check import check, check_room, writable
 from robust_train.engines.engine import Engine, RollBack
-from robust_train.engines.execution import part_size
+from robust_train.engines.execution import micro_batch_size
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import Forecast, forecast
 from robust_train.keyed import Key
@@ -100,7 +100,9 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
     deterministic(run, place)
     sizes = run.data.train_size(), run.data.validation_size()
     lines = ["data: {:,} training and {:,} validation images, labels in range".format(*sizes), check(run, devices)]
-    alone = replace(run, engine=replace(run.engine, part=part_size(run, devices)))  # one device's part of the work
+    alone = replace(
+        run, engine=replace(run.engine, micro_batch=micro_batch_size(run, devices))
+    )  # one device's share of the work
     with make(alone, place) as engine:
         lines += check_room(alone, engine)
         newest = checkpoint.newest(run.path)

@@ -13,18 +13,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+Shape = tuple[int, ...]
+"""Of one sample: (channels, height, width) of an image, (T, 2, height, width) of events."""
+
 PerImage = Callable[[Tensor, Tensor], Tensor]
 """A loss of each image alone: (logits [B, C], targets [B] or [B, C]) -> [B], in float32 or better."""
+
+Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What an attack raises, at points of some of its images: (points [b, ...], rows [b]) -> (score [b], logits [b, C]).
+
+rows: which of the images that the goal was made for the points belong to; attacks set images aside, and pad."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some consecutive images of a global batch.
 
-    images [B, ...]: uint8 until they are on the device, then float in [0, 1].
+    images [B, *shape]: as the data set stores them (uint8 pixels) until they are on the device, then float.
     targets [B] int64 labels, or [B, C] float distributions.
     position [B] int64: the place in the global batch. sample [B] int64: the identity in the data set.
-    extra: what a data set adds, each [B, ...]; else empty.
+    extra: what a data set adds, each [B, ...]; else empty. views: further views of the same samples, each like images.
     """
 
     images: Tensor
@@ -32,6 +40,7 @@ class Batch:
     position: Tensor
     sample: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -44,7 +53,8 @@ class Batch:
         """The batch on a device: one copy of the bytes, and only there pixels k become k / 255 in `dtype`."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         if moved.images.dtype == torch.uint8:
-            moved = replace(moved, images=moved.images.to(dtype) / 255)
+            views = {name: view.to(dtype) / 255 for name, view in moved.views.items()}
+            moved = replace(moved, images=moved.images.to(dtype) / 255, views=views)
         return moved
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -54,6 +64,7 @@ class Batch:
             change(self.position),
             change(self.sample),
             {name: change(tensor) for name, tensor in self.extra.items()},
+            {name: change(tensor) for name, tensor in self.views.items()},
         )
 
 
@@ -63,10 +74,10 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Loss:
-    """What an objective makes of one part of a batch.
+    """What an objective makes of one micro-batch.
 
-    total: the scalar the network's parameters descend, a mean over the part's images.
-    metrics: scalars (means over the part), recorded as averages over the global batch; the engine detaches them.
+    total: the scalar the network's parameters descend, a mean over the images.
+    metrics: scalars (means over the images), recorded as averages over the global batch; the engine detaches them.
     counts: scalars or vectors, summed over the global batch and added to `State` after the update.
     """
 
@@ -168,14 +179,14 @@ class Objective(Noun, ABC):
 
     @abstractmethod
     def __call__(self, network: Any, batch: Batch, key: Any, state: State) -> Loss:
-        """The loss of one part of a batch."""
+        """The loss of one micro-batch."""
 
     @abstractmethod
     def cost(self) -> float:
         """What an update costs, in forward passes of the batch: 2K+3 for a K-step attack and one backward."""
 
     def groups(self) -> int:
-        """Consecutive positions that a part may not cut (mixing); 1 where images do not meet."""
+        """Consecutive positions that a micro-batch may not cut (mixing); 1 where images do not meet."""
         return 1
 
 
@@ -244,7 +255,7 @@ class Augmentation(Noun):
 class Mixing(Noun, ABC):
     """What is done to a group of training images and their targets together."""
 
-    group: int  # consecutive positions that meet; a part holds whole groups
+    group: int  # consecutive positions that meet; a micro-batch holds whole groups
 
     @abstractmethod
     def __call__(self, batch: Batch, key: Any, classes: int) -> Batch:

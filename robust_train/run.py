@@ -56,7 +56,7 @@ class Run:
     network: Blueprint  # what is trained
     objective: Objective  # what each update minimises
     updates: int  # optimiser steps of the whole run
-    batch: int  # images an update, over all devices: the contract; parts and accumulation follow from it
+    batch: int  # images an update, over all devices: the contract; micro-batches and accumulation follow from it
     name: str = "run"  # what the run is called in W&B and tables
     folder: str = "runs/run"  # where everything it writes goes
     seed: int = 0  # decides every random number
@@ -107,11 +107,11 @@ class Run:
         """This rank's share of each global batch from update `start` on, uint8."""
         return self.data.batches(place, self.batch, self.seed, start)
 
-    def mix(self, part: Batch, key: Key) -> Batch:
-        """The part with its images mixed, where the run says so."""
-        return part if self.mixing is None else self.mixing(part, key.of("mixing"), self.data.classes)
+    def mix(self, batch: Batch, key: Key) -> Batch:
+        """The batch with its images mixed, where the run says so."""
+        return batch if self.mixing is None else self.mixing(batch, key.of("mixing"), self.data.classes)
 
     def unit(self) -> int:
-        """Consecutive positions that no part may cut: whole BatchNorm groups and whole mixing groups."""
+        """Consecutive positions that no micro-batch may cut: whole BatchNorm groups and whole mixing groups."""
         mixing = 1 if self.mixing is None else self.mixing.group
         return math.lcm(min(self.network.group, self.batch), self.objective.groups(), mixing)

@@ -25,9 +25,9 @@ def train(run: Run, engine: Engine, records: Records) -> None:
     for update, batch in zip(range(engine.updates, run.updates), batches, strict=False):
         key = Key(run.seed).at(update)
         objective = at(run.objective, update, run.updates)  # schedules in it become numbers
-        for part in engine.parts(batch):  # one, or as many as the device's memory asks for
-            part = run.mix(part, key.rows(part.position))
-            loss = objective(engine.network, part, key.rows(part.position), engine.state)
+        for micro_batch in engine.micro_batches(batch):  # one, or as many as the device's memory asks for
+            micro_batch = run.mix(micro_batch, key.rows(micro_batch.position))
+            loss = objective(engine.network, micro_batch, key.rows(micro_batch.position), engine.state)
             engine.backward(loss)
         records.add(update, engine.step())
 

@@ -31,8 +31,11 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_the_batch_must_divide_over_the_devices():
-    assert check.check(toy_run(Plain(), batch=16), 2) == "batch: 16 images, in 1 part of 8 on each of 2 devices"
-    assert check.check(toy_run(Plain(), batch=16, engine=Execution(part=8)), 1) == "batch: 16 images, in 2 parts of 8"
+    assert check.check(toy_run(Plain(), batch=16), 2) == "batch: 16 images, in 1 micro-batch of 8 on each of 2 devices"
+    assert (
+        check.check(toy_run(Plain(), batch=16, engine=Execution(micro_batch=8)), 1)
+        == "batch: 16 images, in 2 micro-batches of 8"
+    )
     with pytest.raises(ConfigError, match=r"batch=16 does not divide over 3 ranks. Use 1, 2, 4"):
         check.check(toy_run(Plain(), batch=16), 3)
 
@@ -79,7 +82,7 @@ def test_a_part_that_the_memory_does_not_hold_is_refused_with_one_that_it_does(m
     each = activation_bytes(run, engine)
     have = 2 * trained_bytes + int(18.5 * each)  # gradients, momentum, and a part of 16: a group is 4
     monkeypatch.setattr(check, "available", lambda place: have)
-    with pytest.raises(ConfigError, match=r"parts of 64 images .* Set engine.part=16 or less"):
+    with pytest.raises(ConfigError, match=r"micro-batches of 64 images .* Set engine.micro_batch=16 or less"):
         check_room(run, engine)
     monkeypatch.setattr(check, "available", lambda place: 10)
     with pytest.raises(ConfigError, match="Use a device with more memory"):

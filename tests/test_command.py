@@ -79,7 +79,7 @@ def test_check_says_what_a_run_will_take_and_writes_nothing(small_run, tmp_path,
     printed = said([str(small_run), "--check", f"folder={tmp_path}/new", "cluster.rate=0.5"], capsys)
     for words in (
         "data: 1,437 training and 360 validation images",
-        "batch: 32 images, in 1 part of 32",
+        "batch: 32 images, in 1 micro-batch of 32",
         "network: ",
         "disk: 4 checkpoints of ",
         "memory of cpu: about ",

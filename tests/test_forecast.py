@@ -42,7 +42,7 @@ def test_an_update_of_k_steps_is_forecast_at_2k_plus_3_forward_passes(steps, uni
 
 
 def test_the_rate_is_the_part_over_the_time_that_a_rehearsal_takes(monkeypatch):
-    run = toy_run(Plain(), engine=Execution(part=4))
+    run = toy_run(Plain(), engine=Execution(micro_batch=4))
     engine = PlainEngine(run)
     clock = itertools.count(step=0.05)  # read before and after each rehearsal
     monkeypatch.setattr("robust_train.forecast.time.perf_counter", lambda: next(clock))
@@ -77,7 +77,7 @@ def test_a_rehearsal_leaves_the_engine_bit_for_bit_as_it_was(name):
         return tensors, modes, flags, generators(), engine.module.norms.__dict__.copy()
 
     before = everything()
-    rehearse(run, engine, engine.part)
+    rehearse(run, engine, engine.micro_batch)
     after = everything()
     assert len(before[0]) == len(after[0])
     assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))

@@ -18,7 +18,7 @@ from launch.distill import Distillation
 from launch.sweep import Sweep
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
-from robust_train.engines.execution import part_size
+from robust_train.engines.execution import micro_batch_size
 from robust_train.job import FREE
 from robust_train.keyed import Key
 from robust_train.models.network import Network
@@ -138,7 +138,7 @@ def test_updates_are_whole_epochs_of_full_batches(name: str, epochs: int) -> Non
 @pytest.mark.parametrize("name", [*EPOCHS, *TINY])
 def test_the_paper_s_devices_hold_whole_groups(name: str) -> None:
     world = {"imagenet": 8, "cifar": 2 if "small" in name else 1, "tinyimagenet": 1}[name.split("/")[0]]
-    assert preset(name).batch // world % part_size(preset(name), world) == 0
+    assert preset(name).batch // world % micro_batch_size(preset(name), world) == 0
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in DEBUG])
@@ -351,7 +351,7 @@ def test_networks_behind_v1_train_for_whole_epochs_of_256_imagenet_images(name: 
     assert (run.batch, run.updates) == (256, epochs * (IMAGES["imagenet"] // 256))
     assert (run.objective.cost(), run.optimiser.name, run.optimiser.momentum) == (3, "momentum", 0.9)
     assert (run.optimiser.weight_decay, run.data.augment.use, run.data.augment.jitter) == (1e-4, "inception", 0)
-    assert part_size(run, 4) == 64
+    assert micro_batch_size(run, 4) == 64
 
 
 @pytest.mark.parametrize("name", V1_EPOCHS)
@@ -469,7 +469,7 @@ def test_trades_has_the_paper_s_beta_radius_and_last_epochs(name: str) -> None:
 
 def test_the_small_run_takes_one_step_and_its_rate_rises_for_three_epochs() -> None:
     run = preset("cifar/small")
-    assert (run.objective.cost(), run.unit(), part_size(run, 2)) == (5, 64, 64)
+    assert (run.objective.cost(), run.unit(), micro_batch_size(run, 2)) == (5, 64, 64)
     assert [rate(run, epoch) for epoch in (0, 1.5, 3, 6.5, 10)] == pytest.approx([0, 0.1, 0.2, 0.1, 0])
     assert run.validate.images >= 1000
 

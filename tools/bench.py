@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EPILOG = """examples
   python -m tools.bench configs/demo.yaml
-  python -m tools.bench configs/cifar/rn18-rice.yaml engine.part=32 --rounds 5
-  python -m tools.bench configs/v1/voneresnet50.yaml engine.part=8 --front
+  python -m tools.bench configs/cifar/rn18-rice.yaml engine.micro_batch=32 --rounds 5
+  python -m tools.bench configs/v1/voneresnet50.yaml engine.micro_batch=8 --front
 
 Times of one process drift; ratios of what is measured in turn in it drift less. law is what the objective says it
 costs, over what a plain update costs (3 forward passes); efficiency is the measured ratio over the law: at 1.0 an
@@ -62,7 +62,7 @@ def main(words: list[str]) -> None:
 
 
 def measure(path: Path, settings: list[str], rounds: int) -> dict[str, float]:
-    """Median seconds of a forward, a plain update and the run's update of one part, and their ratios.
+    """Median seconds of a forward, a plain update and the run's update of one micro-batch, and their ratios.
 
     An update is its objective's forwards and backwards; reductions, optimiser and data are left out. Each round takes
     the three in turn, so that what else the machine does meets all alike; one round before them warms up.
@@ -79,7 +79,7 @@ def measure(path: Path, settings: list[str], rounds: int) -> dict[str, float]:
     run = Run.load(path, settings)
     engine = PlainEngine(run, Place(device=device(run)))
     plain = replace(run, objective=Plain(), mixing=None)
-    images = made_up(run, engine, engine.part).images
+    images = made_up(run, engine, engine.micro_batch).images
 
     def forward() -> None:
         with torch.no_grad(), engine.network.drops(None):
@@ -87,8 +87,8 @@ def measure(path: Path, settings: list[str], rounds: int) -> dict[str, float]:
 
     work = {
         "forward": forward,
-        "plain": lambda: rehearse(plain, engine, engine.part),
-        "update": lambda: rehearse(run, engine, engine.part),
+        "plain": lambda: rehearse(plain, engine, engine.micro_batch),
+        "update": lambda: rehearse(run, engine, engine.micro_batch),
     }
     seconds = in_turn(work, rounds, engine.device)
     law = run.objective.cost() / plain.objective.cost()
@@ -96,8 +96,8 @@ def measure(path: Path, settings: list[str], rounds: int) -> dict[str, float]:
     found = {f"seconds/{name}": median(values) for name, values in seconds.items()}
     return {
         **found,
-        "images": float(engine.part),
-        "images/s": engine.part / found["seconds/update"],
+        "images": float(engine.micro_batch),
+        "images/s": engine.micro_batch / found["seconds/update"],
         "law": law,
         "ratio": ratio,
         "efficiency": ratio / law,
@@ -142,13 +142,13 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
     blueprint, data = run.network, run.data
     if not isinstance(blueprint.front, V1):
         raise ConfigError(f"{path}: run.network.front is no v1: --front measures one. Name a run of configs/v1")
-    place, part = torch.device(device(run)), run.engine.part or run.batch
+    place, count = torch.device(device(run)), run.engine.micro_batch or run.batch
     bare, fronted = (replace(run, network=replace(blueprint, front=front)) for front in (None, blueprint.front))
     plain, network = bare.build(place).eval(), fronted.build(place).eval()
     stem = find_stem(plain.model)
     layers = torch.nn.Sequential(*(plain.model.get_submodule(name) for name in (stem.name, *stem.ended)))
     front = network.model.get_submodule(stem.name)
-    images = torch.rand(part, data.channels, data.size, data.size, device=place)
+    images = torch.rand(count, data.channels, data.size, data.size, device=place)
     seen = images if blueprint.front.lgn is None else front.get_submodule("lgn")(images).detach()
 
     def quiet(pixels: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
     for name, values in seconds.items():
         stems = seconds["stem, gradient" if name.endswith(", gradient") else "stem"]
         found[f"ratio/{name}"] = median(mine / theirs for mine, theirs in zip(values, stems, strict=True))
-    return {**found, "images": float(part), "size": float(data.size)}
+    return {**found, "images": float(count), "size": float(data.size)}
 
 
 def ahead(layer: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
@@ -244,7 +244,7 @@ def show(title: str, figures: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{title}: one part of {figures['images']:.0f} images", title_justify="left")
+    table = Table(title=f"{title}: one micro-batch of {figures['images']:.0f} images", title_justify="left")
     for column in ("", "milliseconds", "in forwards"):
         table.add_column(column, justify="left" if not column else "right")
     for name in ("forward", "plain", "update"):

@@ -51,7 +51,8 @@ class DeepSpeedEngine(Engine):
     """DeepSpeed does the reducing and sharding; cutting, clipping, guarding and stepping in time are Engine's.
 
     Weights are float32 (bf16 is autocast inside the network). Its collectives an update: one all-reduce of gradients
-    (ZeRO 2: one a part), under ZeRO 1 and 2 an all-gather of weights for each weight-decay group, the flat all-reduce.
+    (ZeRO 2: one a micro-batch), under ZeRO 1 and 2 an all-gather of weights for each weight-decay group, the flat
+    all-reduce.
     """
 
     def __init__(self, run: Run, place: Place | None = None) -> None:
@@ -66,7 +67,7 @@ class DeepSpeedEngine(Engine):
         self._deepspeed, *_ = deepspeed.initialize(
             model=self.module,
             optimizer=self.optimiser,
-            config=settings(run, place, self.part),
+            config=settings(run, place, self.micro_batch),
             dist_init_required=False,
         )
         self._zero = self._deepspeed.optimizer  # under ZeRO 1 and 2 the optimiser of flat shards, else ours
@@ -77,12 +78,12 @@ class DeepSpeedEngine(Engine):
         return self._routed
 
     def _backward(self, loss: Tensor, last: bool) -> None:
-        self._deepspeed.backward(loss)  # divides by the number of parts, and reduces after the last
+        self._deepspeed.backward(loss)  # divides by the number of micro-batches, and reduces after the last
         if not last:
-            self._deepspeed.step()  # counts the part; steps nothing before the last one
+            self._deepspeed.step()  # counts the micro-batch; steps nothing before the last one
 
     def _reduce_gradients(self) -> None:
-        """Done by the last part's backward."""
+        """Done by the last micro-batch's backward."""
 
     def _gradients(self) -> list[Tensor]:
         if self.stage:
@@ -157,15 +158,15 @@ class DeepSpeedEngine(Engine):
         self._deepspeed.destroy()
 
 
-def settings(run: Run, place: Place, part: int) -> dict[str, Any]:
+def settings(run: Run, place: Place, micro_batch: int) -> dict[str, Any]:
     """DeepSpeed's configuration of a run. What it would do beside Engine (clipping, norms, logs) is switched off."""
     zero: dict[str, Any] = {"stage": run.engine.zero}
     if run.engine.zero:
         zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
     return {
         "train_batch_size": run.batch,
-        "train_micro_batch_size_per_gpu": part,
-        "gradient_accumulation_steps": run.batch // place.world // part,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": run.batch // place.world // micro_batch,
         "gradient_clipping": 0.0,  # 1.0 where it is not written
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

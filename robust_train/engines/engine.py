@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from robust_train.engines import saved
 from robust_train.engines.average import Averaged
-from robust_train.engines.execution import part_size
+from robust_train.engines.execution import micro_batch_size
 from robust_train.engines.optim import set_rate
 from robust_train.evaluate.accuracy import tally
 from robust_train.keyed import Key
@@ -38,7 +38,8 @@ class RollBack(Exception):
 class Engine(ABC):
     """The network and all that changes while it learns: optimiser, average, running statistics, state, position.
 
-        for part in engine.parts(batch): engine.backward(objective(engine.network, part, key, engine.state))
+        for micro_batch in engine.micro_batches(batch):
+            engine.backward(objective(engine.network, micro_batch, key, engine.state))
         metrics = engine.step()
 
     An update has the engine's own reduction of gradients, one flat all-reduce of everything else that is summed
@@ -49,8 +50,8 @@ class Engine(ABC):
     def __init__(self, run: Run, place: Place, dtype: torch.dtype = torch.float32) -> None:
         self.run, self.place, self.dtype = run, place, dtype
         self.device = torch.device(place.device)
-        self.part = part_size(run, place.world)  # images a device holds at once
-        self.count = run.batch // place.world // self.part  # parts an update
+        self.micro_batch = micro_batch_size(run, place.world)  # images a device holds at once
+        self.count = run.batch // place.world // self.micro_batch  # micro-batches an update
         self.module = run.build(self.device).to(dtype)
         self.module.train()
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
@@ -77,7 +78,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of one part's loss, a mean over the part, divided by the number of parts."""
+        """Add the gradient of one micro-batch's loss, a mean over the micro-batch, divided by the number of them."""
 
     @abstractmethod
     def _reduce_gradients(self) -> None:
@@ -99,26 +100,26 @@ class Engine(ABC):
 
     # -- an update --------------------------------------------------------------------------------
 
-    def parts(self, batch: Batch) -> Iterator[Batch]:
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """This rank's share of a global batch, cut into what the device holds: whole mixing and BatchNorm groups."""
         if self.updates in self.left_out:
             return
-        assert len(batch) == self.part * self.count, "the data set hands out other shares than the engine cuts"
+        assert len(batch) == self.micro_batch * self.count, "the data set hands out other shares than the engine cuts"
         self._losses = []
         batch = batch.to(self.device, self.dtype)
         if getattr(self.run.data, "missing", 0):  # broken samples are allowed, so they are counted
             self._broken = batch.extra["broken"].sum()
-        for start in range(0, len(batch), self.part):
-            yield batch[start : start + self.part]
+        for start in range(0, len(batch), self.micro_batch):
+            yield batch[start : start + self.micro_batch]
 
     def backward(self, loss: Loss) -> None:
-        """Add one part's loss to the update."""
+        """Add one micro-batch's loss to the update."""
         self._backward(loss.total, last=len(self._losses) + 1 == self.count)
         detached = [{name: value.detach() for name, value in values.items()} for values in (loss.metrics, loss.counts)]
         self._losses.append(Loss(loss.total.detach(), *detached))
 
     def step(self) -> dict[str, float]:
-        """Turn the parts' losses into new parameters; the update's metrics, averaged over parts and ranks.
+        """Turn the micro-batches' losses into new parameters; the update's metrics, averaged over them and the ranks.
 
         Raises NumericsError (or RollBack) with nothing changed where a loss or the gradient is not finite.
         """
@@ -303,5 +304,5 @@ class Engine(ABC):
 
 
 def _summed(dicts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]:
-    """Sums by name over the parts, in float64, times `scale`; names in sorted order, the same on every rank."""
+    """Sums by name over the micro-batches, in float64, times `scale`; names in sorted order, the same on every rank."""
     return {name: torch.stack([values[name].double() for values in dicts]).sum(0) * scale for name in sorted(dicts[0])}

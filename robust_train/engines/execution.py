@@ -31,15 +31,15 @@ class Execution:
     """How updates are computed. Changes speed and memory, never the numbers."""
 
     zero: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage: sharded are 1: optimiser state, 2: gradients too
-    part: int | None = None  # images a device holds at once; a rank's share is accumulated in such parts; null: all
+    micro_batch: int | None = None  # images a device holds at once; a rank's share is accumulated in such; null: all
 
     def __post_init__(self) -> None:
-        if self.part is not None and self.part < 1:
-            raise ValueError(f"part={self.part} must be at least 1: it counts images")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch={self.micro_batch} must be at least 1: it counts images")
 
 
-def part_size(run: Run, world: int) -> int:
-    """Images a device holds at once: the largest part of a rank's share of whole groups, at most `engine.part`."""
+def micro_batch_size(run: Run, world: int) -> int:
+    """Images a device holds at once: the most of a rank's share in whole groups, up to `engine.micro_batch`."""
     batch, unit = run.batch, run.unit()
     divisors = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
     if batch % world:
@@ -54,12 +54,12 @@ def part_size(run: Run, world: int) -> int:
             f"BatchNorm (network.group) and mixing work on consecutive images. Use {_listed(fits)} ranks, another "
             "batch, or other groups (that changes the numbers)."
         )
-    most = run.engine.part or share
+    most = run.engine.micro_batch or share
     sizes = [size for size in range(unit, share + 1, unit) if share % size == 0 and size <= most]
     if not sizes:
         raise ConfigError(
-            f"engine.part={most} is below one group of {unit} images, and groups are not cut. "
-            f"Use engine.part={unit} or more."
+            f"engine.micro_batch={most} is below one group of {unit} images, and groups are not cut. "
+            f"Use engine.micro_batch={unit} or more."
         )
     return sizes[-1]
 

@@ -1,7 +1,7 @@
 """Dropout whose masks are functions of a key: the same key gives the same mask, wherever and how often it is drawn.
 
 Word e of a module's mask for an image is word e of Philox under the key, at the module's own stream and the image's
-row. So masks of a part of a batch are rows of the batch's masks, and matched masks (two forwards under one key),
+row. So masks of a micro-batch are rows of the batch's masks, and matched masks (two forwards under one key),
 frozen masks during an attack and recomputed activations are one mechanism. Off in eval mode, as nn.Dropout is.
 """
 

@@ -1,4 +1,4 @@
-"""Noise inside a network as a function of a key: drawn, fixed or off, the same on any devices and parts.
+"""Noise inside a network as a function of a key: drawn, fixed or off, the same on any devices and micro-batches.
 
 Element e of a module's noise for an image comes from Philox under the key of the forward, at the module's own stream
 and the image's row. It is drawn in training and in evaluation: such noise is part of what the network is.

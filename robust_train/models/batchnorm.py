@@ -1,4 +1,4 @@
-"""BatchNorm over groups of consecutive positions: statistics that depend on no rank, part or accumulation."""
+"""BatchNorm over groups of consecutive positions: statistics that depend on no rank, micro-batch or accumulation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Norms:
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """Batch normalisation whose batch is `group` consecutive images, whichever rank or part holds them.
+    """Batch normalisation whose batch is `group` consecutive images, whichever rank or micro-batch holds them.
 
         y = w (x - mean_g) / sqrt(var_g + eps) + b
         running <- (1 - m) running + m mean over all groups of (mean_g, var_g)
 
     x [n B, C, ...]: n rows an image, side by side (a layer that flattens tokens has n > 1). Groups never meet in a
     forward: no collective. The running statistics are moved once an update, by the engine, from what was recorded here
-    and summed over parts and ranks. A part smaller than a group, or its rest, is a group of its own. Parameters and
-    buffers are named as in nn.BatchNorm2d. Raises ConfigError where a group has one value a channel: no variance.
+    and summed over micro-batches and ranks. Fewer images than a group, or the rest of them, are a group of their own.
+    Parameters and buffers are named as in nn.BatchNorm2d. ConfigError where a group has one value a channel.
     """
 
     recorded: Tensor  # [2 C + 1]: sums over groups of mean and unbiased variance, and the number of groups
@@ -81,7 +81,7 @@ class GroupedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def move(self, recorded: Tensor) -> None:
-        """Move the running statistics by what all parts and ranks recorded, [2 C + 1]; no group, no move.
+        """Move the running statistics by what all micro-batches and ranks recorded, [2 C + 1]; no group, no move.
 
         Without a momentum the move is 1 / (moves so far + 1), as nn.BatchNorm2d has it: a plain average.
         """

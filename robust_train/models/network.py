@@ -149,7 +149,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def move(self, recorded: Tensor | None) -> None:
-        """Move every running statistic by `recorded`, summed over parts and ranks; None forgets what was recorded."""
+        """Move every running statistic by `recorded`, summed over micro-batches and ranks; None forgets it."""
         if recorded is not None and self.batchnorms:
             for norm, piece in zip(
                 self.batchnorms, recorded.split([len(norm.recorded) for norm in self.batchnorms]), strict=True

@@ -112,7 +112,7 @@ class Generalized(Objective):
         return [f / sum(failing) for f in failing] if sum(failing) > 0 else [1 / n] * n
 
     def _draw(self, key: Key, state: State) -> int:
-        """The member of this update, from the key alone and not from its rows: the same on every part and rank."""
+        """The member of this update, from the key alone and not from its rows: the same everywhere."""
         left = float(uniform(key.rows(torch.zeros(1, dtype=torch.int64)), (1,), dtype=torch.float64))
         probabilities = self.probabilities(state)
         for member, probability in enumerate(probabilities):
@@ -140,7 +140,7 @@ class Generalized(Objective):
         return MSD(balls, first.steps, tuple(pgd.step_size for pgd in pgds), first.norm, first.drops)  # type: ignore[arg-type]
 
     def _counts(self, chosen: int, right: Tensor) -> dict[str, Tensor]:
-        """Sums over this part's images for the member that was drawn, [n]."""
+        """Sums over this micro-batch's images for the member that was drawn, [n]."""
         member = right.new_zeros(len(self.names), dtype=torch.float64)
         member[chosen] = 1
         return {SEEN: member * len(right), RIGHT: member * right.sum()}

@@ -30,7 +30,7 @@ class Interpolated(Objective):
 
     attack: Attack  # what makes the attacked half, from unmixed images
     alpha: float = 1.0  # of lam's Beta distribution: 1 for pixels, 2 for layers in the paper; 0: nothing is mixed
-    group: int = 128  # images that mix among themselves (the paper's batch); a part holds whole groups
+    group: int = 128  # images that mix among themselves (the paper's batch); a micro-batch holds whole groups
     layers: Literal["input", "stages"] | tuple[str, ...] = "input"  # where: pixels; pixels or a stage; or these layers
     smoothing: float = 0.0  # label smoothing, in [0, 1), before mixing
 

@@ -29,7 +29,7 @@ class Weights:
     """
 
     gamma: Number  # length of the step as a share of each tensor's norm: 0.01 and 0.005 in the paper
-    group: int = 32  # consecutive images that share a direction; a part holds whole groups
+    group: int = 32  # consecutive images that share a direction; a micro-batch holds whole groups
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, (int, float)) and not self.gamma >= 0:

@@ -41,7 +41,7 @@ class Kept:
 
 
 def broken(folder: Path, missing: int, part: int | None) -> list[float | None]:
-    run = toy_run(Plain(), folder, updates=4, engine=Execution(part=part))
+    run = toy_run(Plain(), folder, updates=4, engine=Execution(micro_batch=part))
     run = replace(run, data=SomeBroken(missing=missing))
     records = Kept()
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.checkpoint import Keep, best
 from robust_train.engines.average import Average, shares
 from robust_train.engines.deepspeed import DeepSpeedEngine
-from robust_train.engines.execution import Execution, part_size
+from robust_train.engines.execution import Execution, micro_batch_size
 from robust_train.engines.optim import Optimiser
 from robust_train.engines.place import place_of_environment
 from robust_train.engines.plain import PlainEngine
@@ -31,18 +31,23 @@ PGD1 = PGD(Linf(0.1), 1, 0.1)
 
 
 def test_parts_are_whole_groups_of_a_ranks_share() -> None:
-    sizes = {part: part_size(toy_run(Plain(), engine=Execution(part=part)), 1) for part in (None, 16, 15, 8, 7, 4)}
+    sizes = {
+        size: micro_batch_size(toy_run(Plain(), engine=Execution(micro_batch=size)), 1)
+        for size in (None, 16, 15, 8, 7, 4)
+    }
     assert sizes == {None: 16, 16: 16, 15: 8, 8: 8, 7: 4, 4: 4}
-    mixed = toy_run(Interpolated(PGD1, group=8), engine=Execution(part=4))
-    with pytest.raises(ConfigError, match=r"engine\.part=4 is below one group of 8 images.*engine\.part=8 or more"):
-        part_size(mixed, 1)
+    mixed = toy_run(Interpolated(PGD1, group=8), engine=Execution(micro_batch=4))
+    with pytest.raises(
+        ConfigError, match=r"engine\.micro_batch=4 is below one group of 8 images.*engine\.micro_batch=8 or more"
+    ):
+        micro_batch_size(mixed, 1)
 
 
 def test_a_batch_that_does_not_divide_is_told_the_world_sizes_that_do() -> None:
     with pytest.raises(ConfigError, match=r"batch=16 does not divide over 3 ranks\. Use 1, 2, 4, 8, 16 ranks"):
-        part_size(toy_run(Plain()), 3)
+        micro_batch_size(toy_run(Plain()), 3)
     with pytest.raises(ConfigError, match=r"2 images a rank, which is not whole groups of 4.*Use 1, 2, 4 ranks"):
-        part_size(toy_run(Plain()), 8)
+        micro_batch_size(toy_run(Plain()), 8)
 
 
 def test_the_gradient_is_clipped_to_its_norm_over_all_weights(tmp_path: Path) -> None:

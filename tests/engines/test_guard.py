@@ -72,7 +72,7 @@ def _first(batches: Any, count: int) -> Any:
 )
 def test_a_bad_update_stops_the_run_and_changes_nothing(tmp_path: Path, objective: Any, message: str) -> None:
     """NaN, infinity and an exploding loss, in one part of four."""
-    engine = PlainEngine(faulty_run(tmp_path, "stop", objective, engine=Execution(part=4)))
+    engine = PlainEngine(faulty_run(tmp_path, "stop", objective, engine=Execution(micro_batch=4)))
     until(engine, AT)
     before, recorded = everything(engine), engine.module.recorded()
     with pytest.raises(NumericsError, match=f"{message}.*Nothing was changed by it.*clip the gradient"):

@@ -42,7 +42,7 @@ def of_an_update(engine: Engine, number: int = 1) -> Counter[str]:
         held = [batch.images, batch.targets, batch.position, *engine.module.parameters(), *engine.module.buffers()]
         with counting(LAYER, held) as counts:
             key, objective = Key(run.seed).at(update), at(run.objective, update, run.updates)
-            for part in engine.parts(batch):
+            for part in engine.micro_batches(batch):
                 loss = objective(engine.network, part, key.rows(part.position), engine.state)
                 engine.backward(loss)
             engine.step()

@@ -77,7 +77,9 @@ def in_float64(place: Place, part: int | None) -> Curves:
     found = {}
     for name, objective in (examples(1) | noisy_examples()).items():
         noisy = name in noisy_examples()
-        run = run_of(objective, UPDATES if name in LONG else BRIEF if noisy else SHORT, Execution(part=part), noisy)
+        run = run_of(
+            objective, UPDATES if name in LONG else BRIEF if noisy else SHORT, Execution(micro_batch=part), noisy
+        )
         engine = PlainEngine(run, place, torch.float64)
         found[name] = trained(engine), weights(engine)
     return found

@@ -15,8 +15,8 @@ from tools.bench import banks, main, measure, measure_front
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 MEMBER = DEMO.parent / "v1" / "cifar-member.yaml"
-FRONT = ["network.front.simple=6", "network.front.complex=4", "engine.part=2", "network.group=2"]
-QUICK = ["network.model={use: small-cnn, widths: [4], strides: [4]}", "engine.part=32"]
+FRONT = ["network.front.simple=6", "network.front.complex=4", "engine.micro_batch=2", "network.group=2"]
+QUICK = ["network.model={use: small-cnn, widths: [4], strides: [4]}", "engine.micro_batch=32"]
 
 
 def test_the_law_is_the_objectives_cost_over_a_plain_updates() -> None:
