@@ -50,7 +50,6 @@ def inform(arguments: argparse.Namespace, found: argparse.ArgumentParser) -> boo
         print(describe(Run))
         return True
     if arguments.list is not None:
-        import robust_train.run  # noqa: F401  the registries are filled by it
         from robust_train.read.errors import ConfigError, nearest
         from robust_train.read.help import catalogue
         from robust_train.read.registry import registries

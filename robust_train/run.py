@@ -10,14 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-# registries are filled by importing their folders
-import robust_train.attacks
-import robust_train.data
-import robust_train.engines
-import robust_train.evaluate
-import robust_train.models
-import robust_train.objectives
-import robust_train.threats  # noqa: F401
 from robust_train.checkpoint import Keep
 from robust_train.engines.average import Average
 from robust_train.engines.execution import Execution, Guard

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import robust_train.data  # noqa: F401  data sets are read by name: a run names one
 from robust_train import checkpoint
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.ensemble import Ensemble, Mean

@@ -56,7 +56,7 @@ def test_help_lists_every_section_and_field_with_units_and_defaults(capsys):
 @pytest.mark.parametrize("noun", registries)
 def test_every_registered_class_is_listed_with_a_line_and_its_fields(noun, capsys):
     printed = said(["--list", noun], capsys)
-    for name in registries[noun].names:
+    for name in registries[noun]:
         assert name in printed
     assert printed.startswith(f"{noun}:")
 
@@ -65,7 +65,7 @@ def test_list_alone_lists_all_there_is(capsys):
     printed = said(["--list"], capsys)
     for noun, registry in registries.items():
         assert f"{noun}:" in printed
-        assert all(name in printed for name in registry.names)
+        assert all(name in printed for name in registry)
 
 
 def test_an_unknown_noun_is_refused_with_the_nearest(capsys):

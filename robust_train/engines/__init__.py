@@ -1,5 +1,1 @@
 """Who turns losses into new parameters, and the schedules of their numbers."""
-
-from robust_train.engines import schedule
-
-__all__ = ["schedule"]

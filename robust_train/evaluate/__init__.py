@@ -1,5 +1,1 @@
 """Evaluators: a network and data to a report."""
-
-from robust_train.evaluate import robustness
-
-__all__ = ["robustness"]

@@ -39,12 +39,12 @@ def describe(kind: type, where: str = "run") -> str:
 
 def catalogue(registry: Registry[Any], with_fields: bool = False) -> str:
     """Each `use:` name with the first line of its class's documentation; its fields too where asked."""
-    wide = max((len(name) for name in registry.names), default=0)
+    wide = max((len(name) for name in registry), default=0)
     lines = []
-    for name in registry.names:
-        lines.append(f"  {name:<{wide}}  {summary(registry[name])}".rstrip())
+    for name, cls in registry.items():
+        lines.append(f"  {name:<{wide}}  {summary(cls)}".rstrip())
         if with_fields:
-            lines += [f"  {line}" for line in _rows(registry[name])]
+            lines += [f"  {line}" for line in _rows(cls)]
     return "\n".join(lines) or f"  no {registry.noun} is registered"
 
 

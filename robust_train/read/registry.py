@@ -5,14 +5,17 @@
     class PGD(Attack): ...
 
 From then on a field of type `Attack` reads `{use: pgd, steps: 10, ...}`, or `pgd` alone where nothing else need be
-said. A noun's folder imports its modules by name; nothing is scanned.
+said. A registry knows its noun's folder and imports the modules in it when it is first asked for a name: a new one is
+a new file, and nothing else.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import GetCoreSchemaHandler
@@ -43,11 +46,16 @@ Number = float | Schedule
 
 
 class Registry(Mapping[str, type[Root]], Generic[Root]):
-    """The classes of one noun by their `use:` names, in the order of registration."""
+    """The classes of one noun by their `use:` names, sorted.
 
-    def __init__(self, root: type) -> None:
-        self.root = root
+    home: the package, or the one module, whose classes these are; imported when a name is first asked for. An error in
+    a module of it is raised as it is, at each look-up until it is mended.
+    """
+
+    def __init__(self, root: type, home: str | None = None) -> None:
+        self.root, self.home = root, home
         self._known: dict[str, type[Root]] = {}
+        self._filled = home is None
         root.registry = self  # type: ignore[attr-defined]  # its subclasses find it there
         root.__get_pydantic_core_schema__ = classmethod(_schema)  # type: ignore[attr-defined]
 
@@ -57,16 +65,26 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.root.__name__).lower()
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The `use:` names, sorted."""
-        return tuple(sorted(self._known))
+    def known(self) -> Mapping[str, type[Root]]:
+        """The classes by name, after the modules at home have been imported, in the order of their names."""
+        if not self._filled:
+            self._filled = True  # a module at home may ask too, while it is imported
+            try:
+                package = import_module(str(self.home))
+                for name in sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", ()))):
+                    import_module(f"{self.home}.{name}")
+            except BaseException:
+                self._filled = False
+                raise
+        return self._known
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
         """A decorator, above `@dataclass(frozen=True)`. Raises ValueError for a name that is taken."""
 
         def add(cls: Registered) -> Registered:
-            if name in self._known:
-                raise ValueError(f"{self.noun} {name!r} is {self._known[name].__qualname__} already; take another name")
+            known = self._known if f"{cls.__module__}.".startswith(f"{self.home}.") else self.known
+            if name in known and _place(known[name]) != _place(cls):  # the same class: its module is imported anew
+                raise ValueError(f"{self.noun} {name!r} is {known[name].__qualname__} already; take another name")
             if not issubclass(cls, self.root):
                 raise ValueError(
                     f"{cls.__qualname__} is registered as {self.noun}: derive it from {self.root.__name__}"
@@ -84,25 +102,33 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         """The class called `name`. Raises ConfigError, with the nearest name, where there is none."""
         if name not in self:
             raise ConfigError(self.refusal(name))
-        return self._known[name]
+        return self.known[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._known
+        return isinstance(name, str) and name in self.known
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(sorted(self.known))
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The class called `name`, or `default`."""
-        return self._known.get(name, default)
+        return self.known.get(name, default)
+
+    def among(self, wanted: type) -> list[str]:
+        """The names of those classes that are `wanted`."""
+        return [name for name, cls in self.items() if issubclass(cls, wanted)]
 
     def refusal(self, name: object, among: type = object) -> str:
         """What to say of a name that is not registered, or whose class is not `among` those wanted."""
-        names = [known for known in self.names if issubclass(self._known[known], among)]
+        names = self.among(among)
         return f"{name!r} is no {self.noun}{nearest(name, names)} (known: {', '.join(names) or 'none'})"
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _schema(cls: type[Noun], source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -130,8 +156,8 @@ def _read(registry: Registry[Any], wanted: type[Noun], tree: Any) -> Any:
         raise mistake(f"expected {registry.noun} {{use: name, ...}}, got {tree!r} ({type(tree).__name__})", tree)
     fields = dict(tree)
     if "use" not in fields:
-        known = [name for name in registry.names if issubclass(registry[name], wanted)]
-        raise mistake(f"missing; name the {registry.noun} (known: {', '.join(known) or 'none'})", tree, "use")
+        known = ", ".join(registry.among(wanted)) or "none"
+        raise mistake(f"missing; name the {registry.noun} (known: {known})", tree, "use")
     name = fields.pop("use")
     found = registry.get(name) if isinstance(name, str) else None
     if found is None or not issubclass(found, wanted):
@@ -139,16 +165,16 @@ def _read(registry: Registry[Any], wanted: type[Noun], tree: Any) -> Any:
     return validator(found).validate_python(fields)
 
 
-threats: Registry[Threat] = Registry(Threat)
-attacks: Registry[Attack] = Registry(Attack)
-objectives: Registry[Objective] = Registry(Objective)
-models: Registry[Model] = Registry(Model)
-parts: Registry[NetworkPart] = Registry(NetworkPart)
-datasets: Registry[Dataset] = Registry(Dataset)
-augmentations: Registry[Augmentation] = Registry(Augmentation)
-mixings: Registry[Mixing] = Registry(Mixing)
-schedules: Registry[Schedule] = Registry(Schedule)
-evaluators: Registry[Evaluator] = Registry(Evaluator)
+threats: Registry[Threat] = Registry(Threat, "robust_train.threats")
+attacks: Registry[Attack] = Registry(Attack, "robust_train.attacks")
+objectives: Registry[Objective] = Registry(Objective, "robust_train.objectives")
+models: Registry[Model] = Registry(Model, "robust_train.models")
+parts: Registry[NetworkPart] = Registry(NetworkPart, "robust_train.models")
+datasets: Registry[Dataset] = Registry(Dataset, "robust_train.data")
+augmentations: Registry[Augmentation] = Registry(Augmentation, "robust_train.data")
+mixings: Registry[Mixing] = Registry(Mixing, "robust_train.data")
+schedules: Registry[Schedule] = Registry(Schedule, "robust_train.engines.schedule")
+evaluators: Registry[Evaluator] = Registry(Evaluator, "robust_train.evaluate")
 transforms: Registry[Transform] = Registry(Transform)
 
 registries: dict[str, Registry[Any]] = {

@@ -10,7 +10,6 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-import robust_train.attacks  # noqa: F401  # fills the registry
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.autoattack import AutoAttack
 from robust_train.attacks.carlini import CarliniWagner, ElasticNet

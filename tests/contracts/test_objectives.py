@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-import robust_train.objectives  # noqa: F401  # fills the registry
 from robust_train.attacks.combine import Restarts
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.attacks.pgd import PGD

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import robust_train.threats  # noqa: F401  # fills the registry
 from robust_train.keyed import Key
 from robust_train.nouns import Threat
 from robust_train.read.registry import threats

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered import CLASSES, SIZE, label_of, number_of
 
-from robust_train.data import Shards
 from robust_train.data.augment import CropFlip
 from robust_train.data.order import stream_order, window_order
+from robust_train.data.shards import Shards
 from robust_train.data.streams import ahead
 from robust_train.nouns import Batch, Place
 from robust_train.read.errors import ConfigError, DataError

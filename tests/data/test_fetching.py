@@ -13,7 +13,7 @@ import pytest
 import torch
 from numbered import CLASSES, SIZE, number_of
 
-from robust_train.data import Shards
+from robust_train.data.shards import Shards
 from robust_train.nouns import Place
 from robust_train.read.errors import DataError
 

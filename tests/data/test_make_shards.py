@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from robust_train.data import Digits, Shards
-from robust_train.data.digits import load, split
+from robust_train.data.digits import Digits, load, split
 from robust_train.data.manifest import entries, read_manifest
+from robust_train.data.shards import Shards
 from robust_train.data.write import verify
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robust_train.data import Mix, Mixup
+from robust_train.data.mix import Mix, Mixup
 from robust_train.keyed import Key
 from robust_train.nouns import Batch
 

@@ -10,8 +10,8 @@ from itertools import islice
 import pytest
 import torch
 
-from robust_train.data import Shards
 from robust_train.data.augment import CropFlip, Inception
+from robust_train.data.shards import Shards
 from robust_train.nouns import Batch, Place
 
 pytestmark = pytest.mark.data

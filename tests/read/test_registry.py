@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -55,8 +59,8 @@ def test_a_registry_is_a_mapping_from_names_to_classes():
     assert Flute.use == "flute"
     assert "flute" in instruments
     assert "oboe" not in instruments
-    assert list(instruments)[:2] == ["flute", "duo"]
-    assert instruments.names[:2] == ("duo", "flute")
+    assert list(instruments) == sorted(instruments)
+    assert {"duo", "flute"} <= set(instruments)
     assert instruments.get("oboe") is None
     assert dict(instruments.items())["duo"] is Duo
     assert instruments.root is Instrument
@@ -130,6 +134,74 @@ def test_a_child_that_is_not_registered_does_not_pass_for_its_parent():
         """Not registered."""
 
     assert "use" not in dump(Piccolo())
+
+
+def home(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> str:
+    """A package of some modules, the home of a registry."""
+    name = f"home_{folder.name}"
+    (folder / name).mkdir()
+    for module, text in {"__init__": "", **modules}.items():
+        (folder / name / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+ROOT = """
+from robust_train.nouns import Noun
+class Plant(Noun): pass
+"""
+PLANT = """
+from dataclasses import dataclass
+from {home}.a_root import Plant
+@Plant.registry.register("{use}")
+@dataclass(frozen=True)
+class {use}(Plant): pass
+"""
+
+
+def test_a_file_at_home_is_all_that_a_new_class_needs(tmp_path, monkeypatch):
+    name = home(tmp_path, monkeypatch, a_root=ROOT)
+    for use in ("Oak", "Ash"):
+        (tmp_path / name / f"{use.lower()}.py").write_text(PLANT.format(home=name, use=use))
+    plants = Registry(import_module(f"{name}.a_root").Plant, name)
+    assert f"{name}.oak" not in sys.modules
+    assert list(plants) == ["Ash", "Oak"]
+    assert f"{name}.oak" in sys.modules
+
+
+def test_an_error_at_home_shows_as_it_is_until_it_is_mended(tmp_path, monkeypatch):
+    name = home(tmp_path, monkeypatch, a_root=ROOT)
+    (tmp_path / name / "ash.py").write_text(PLANT.format(home=name, use="Ash") + "\nimport not_there\n")
+    plants = Registry(import_module(f"{name}.a_root").Plant, name)
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="No module named 'not_there'"):
+            plants.get("Ash")
+    (tmp_path / name / "ash.py").write_text(PLANT.format(home=name, use="Ash"))
+    assert list(plants) == ["Ash"]
+
+
+def test_a_name_that_stands_at_home_is_taken_before_anybody_asked(tmp_path, monkeypatch):
+    name = home(tmp_path, monkeypatch, a_root=ROOT)
+    (tmp_path / name / "ash.py").write_text(PLANT.format(home=name, use="Ash"))
+    plants = Registry(import_module(f"{name}.a_root").Plant, name)
+    other = dataclass(frozen=True)(type("Other", (plants.root,), {}))
+    with pytest.raises(ValueError, match="plant 'Ash' is Ash already"):
+        plants.register("Ash")(other)
+
+
+def test_nothing_is_imported_until_a_name_is_asked_for():
+    """In a process of its own: `import robust_train` and the registries are cheap."""
+    code = (
+        "import sys, robust_train\n"
+        "from robust_train.read.registry import registries\n"
+        "loaded = {name.split('.')[1] for name in sys.modules if name.startswith('robust_train.')}\n"
+        "assert loaded <= {'read', 'nouns', 'vision'}, loaded\n"
+        "for noun, registry in registries.items():\n"
+        "    for name, cls in registry.items():\n"
+        "        assert cls.use == name and f'{cls.__module__}.'.startswith(f'{registry.home}.'), (noun, name)\n"
+        "assert not {'ray', 'deepspeed', 'wandb', 'onnx', 'matplotlib.pyplot'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_noun_has_one_registry():
