@@ -21,7 +21,8 @@ from launch.wire import Said, Terminal, incurable, listening, speaking
 from robust_train.read.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from robust_train.run import Cluster, Run
+    from robust_train.run import Run
+    from robust_train.settings.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = "ROBUST_TRAIN_HOME"

@@ -29,7 +29,8 @@ from launch.wire import incurable
 from robust_train.read.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from robust_train.run import Cluster, Run
+    from robust_train.run import Run
+    from robust_train.settings.cluster import Cluster
 
 PERIOD = 0.5  # seconds between two looks at the runs
 LOG = "log.txt"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from robust_train import checkpoint
-from robust_train.engines.execution import micro_batch_size
+from robust_train.engines.division import micro_batch_size
 from robust_train.forecast import rehearse
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError

@@ -16,8 +16,8 @@ import torch
 
 from robust_train import checkpoint
 from robust_train.check import check, check_room, writable
+from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
-from robust_train.engines.execution import micro_batch_size
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import Forecast, forecast
 from robust_train.keyed import Key

@@ -10,34 +10,22 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from robust_train.checkpoint import Keep
-from robust_train.engines.average import Average
-from robust_train.engines.execution import Execution, Guard
-from robust_train.engines.optim import Optimiser
-from robust_train.evaluate.accuracy import Validate
 from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
 from robust_train.read import overrides
 from robust_train.read.parse import dump, load_tree, parse
-from robust_train.records import Tracking
+from robust_train.settings.average import Average
+from robust_train.settings.cluster import Cluster
+from robust_train.settings.execution import Execution, Guard
+from robust_train.settings.keep import Keep
+from robust_train.settings.optimiser import Optimiser
+from robust_train.settings.tracking import Tracking
+from robust_train.settings.validate import Validate
 
 if TYPE_CHECKING:
     from os import PathLike
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where a run goes when Ray starts it: one process a device. None of it changes the numbers."""
-
-    devices: int = 1  # processes, one a device (GPU, or a group of CPU cores)
-    gpu: bool = False  # whether each process has a GPU of its own
-    cpus: float = 1.0  # CPU cores reserved for each process
-    address: str | None = None  # cluster to join (auto, HOST:PORT); null: the one it runs inside, or a local one
-    restarts: int = 3  # times Ray starts the processes again after a fault
-    rate: float | None = None  # cost or energy of one device-hour, for the forecast; null: none is given
-    unit: str = "kWh"  # the unit of `rate`
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,6 @@ from torch import nn
 from robust_train import check, job
 from robust_train.attacks.pgd import PGD
 from robust_train.check import Held, activation_bytes, available, check_room, checkpoint_bytes, writable
-from robust_train.checkpoint import Keep
-from robust_train.engines.average import Average
-from robust_train.engines.execution import Execution
-from robust_train.engines.optim import Optimiser
 from robust_train.engines.plain import PlainEngine
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Place
@@ -23,6 +19,10 @@ from robust_train.objectives.madry import Madry
 from robust_train.objectives.plain import Plain
 from robust_train.objectives.trades import Trades
 from robust_train.read.errors import ConfigError
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution
+from robust_train.settings.keep import Keep
+from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
 from tests.toys import ToyNetwork, toy_run, trained
 

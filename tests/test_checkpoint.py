@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from robust_train import checkpoint
-from robust_train.checkpoint import Keep
-from robust_train.engines.average import Average
 from robust_train.engines.engine import Engine
 from robust_train.engines.plain import PlainEngine
 from robust_train.models.blueprint import Blueprint
@@ -23,6 +21,8 @@ from robust_train.nouns import Place
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import CheckpointError
 from robust_train.run import Run
+from robust_train.settings.average import Average
+from robust_train.settings.keep import Keep
 from tests.toys import Kept, ToyNetwork, toy_run, trained, weights
 
 

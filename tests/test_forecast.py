@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from robust_train.attacks.pgd import PGD
-from robust_train.engines.average import Average
-from robust_train.engines.execution import Execution
-from robust_train.engines.optim import Optimiser
 from robust_train.engines.plain import PlainEngine
 from robust_train.forecast import Forecast, forecast, rehearse
 from robust_train.objectives.madry import Madry
 from robust_train.objectives.plain import Plain
-from robust_train.run import Cluster
+from robust_train.settings.average import Average
+from robust_train.settings.cluster import Cluster
+from robust_train.settings.execution import Execution
+from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
 from tests.examples import examples
 from tests.toys import toy_run, trained, weights

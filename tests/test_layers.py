@@ -18,7 +18,7 @@ ROWS = [  # from the top down: a module may import rows below its own
     {"trained"},
     {"attacks"},
     {"threats", "models", "data"},
-    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint"},
+    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings"},
 ]
 WITHIN = {  # and within its row only these
     "launch": {"command"},
@@ -26,8 +26,8 @@ WITHIN = {  # and within its row only these
     "__main__": {"command"},
     "job": {"run", "train", "check", "forecast", "engines", "records"},
     "train": {"engines", "records", "run"},
-    "run": {"engines", "records"},
-    "engines": {"records", "run"},  # records and run for their types only
+    "run": set(),
+    "engines": {"run"},
     "loading": {"run", "engines"},
     "subject": {"run", "loading"},
     "check": {"run", "engines", "forecast"},
@@ -39,6 +39,7 @@ WITHIN = {  # and within its row only these
     "kernels": {"keyed"},
     "read": {"nouns"},
     "checkpoint": {"nouns", "read"},
+    "settings": {"nouns", "read"},
     "losses": set(),
     "data": set(),
 }

@@ -18,7 +18,7 @@ from launch.distill import Distillation
 from launch.sweep import Sweep
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
-from robust_train.engines.execution import micro_batch_size
+from robust_train.engines.division import micro_batch_size
 from robust_train.job import FREE
 from robust_train.keyed import Key
 from robust_train.models.network import Network

@@ -18,7 +18,8 @@ from launch.packing import Trouble, Unfinished, fits, sweep
 from launch.sweep import Member, Sweep, listed, main, percent
 from robust_train.read.errors import ConfigError, RunError
 from robust_train.read.help import undocumented
-from robust_train.run import Cluster, Run
+from robust_train.run import Run
+from robust_train.settings.cluster import Cluster
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STUDY = CONFIGS / "v1" / "cifar-sweep.yaml"

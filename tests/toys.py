@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.engines.engine import Engine
-from robust_train.engines.optim import Optimiser
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Batch, Dataset, Model, Objective, Place
-from robust_train.records import Tracking
 from robust_train.run import Run
+from robust_train.settings.optimiser import Optimiser
+from robust_train.settings.tracking import Tracking
 from robust_train.train import train
 
 CLASSES, SIDE = 5, 8

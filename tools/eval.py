@@ -163,13 +163,13 @@ def main(words: list[str]) -> None:
     from robust_train.evaluate.work import Store
     from robust_train.keyed import Key
     from robust_train.read.parse import tree_of
-    from robust_train.records import Tracking
     from robust_train.records.exhibits import draw, exhibits, write
     from robust_train.records.judging import watching
     from robust_train.records.mirror import mirror
     from robust_train.records.page import page
     from robust_train.records.pairs import keep
     from robust_train.records.tables import show
+    from robust_train.settings.tracking import Tracking
 
     asked = arguments(words)
     began = time.monotonic()

@@ -20,8 +20,9 @@ from typing import Any
 
 from robust_train.read import yaml
 from robust_train.read.errors import ConfigError, DataError, main_guard
-from robust_train.records import Tracking, jsonl
+from robust_train.records import jsonl
 from robust_train.records.wandb import INSTALL, Session, identity
+from robust_train.settings.tracking import Tracking
 
 PICTURE = re.compile(r"(?P<name>.+)-(?P<update>\d+)\.png")
 

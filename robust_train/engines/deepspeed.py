@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from robust_train.engines.place import join, place_of_environment
 from robust_train.models.network import Edit, Network
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
-
-if TYPE_CHECKING:
-    from robust_train.run import Run
+from robust_train.run import Run
 
 COUNTERS = ("step", "mu_product")
 """Optimiser state that belongs to all weights of a group alike, not to each weight."""

@@ -14,17 +14,17 @@ from torch import Tensor, distributed
 
 from robust_train.engines import saved
 from robust_train.engines.average import Averaged
-from robust_train.engines.execution import micro_batch_size
-from robust_train.engines.optim import set_rate
+from robust_train.engines.division import micro_batch_size
+from robust_train.engines.optim import build, set_rate
 from robust_train.evaluate.accuracy import tally
 from robust_train.keyed import Key
 from robust_train.models.weights import fit_weights
 from robust_train.nouns import Attack, Batch, Loss, Place, at
 from robust_train.read.errors import ConfigError, NumericsError
+from robust_train.run import Run
 
 if TYPE_CHECKING:
     from robust_train.records import Records
-    from robust_train.run import Run
 
 
 class RollBack(Exception):
@@ -55,7 +55,7 @@ class Engine(ABC):
         self.module = run.build(self.device).to(dtype)
         self.module.train()
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.optimiser: torch.optim.Optimizer = run.optimiser.build(self.module)
+        self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module)
         if run.compile:
             self.module.model.compile()
         self.updates = 0  # done so far
@@ -65,7 +65,7 @@ class Engine(ABC):
         self.best_checkpoint: str | None = None  # the name of the one that holds it
         self.improved = False  # whether the last validation was the best so far, and no checkpoint holds it yet
         self.probed: float | None = None  # accuracy at the last probe
-        self.averaged: Averaged | None = None if run.average is None else run.average.start(self)
+        self.averaged: Averaged | None = None if run.average is None else Averaged(run.average, self)
         self._losses: list[Loss] = []
         self._broken: Tensor | None = None  # images of this rank's share that stand in for broken ones
 
@@ -276,7 +276,7 @@ class Engine(ABC):
         fit_weights(self.module.model, weights, source, new)
         self.weights_changed()
         if self.run.average is not None:
-            self.averaged = self.run.average.start(self)
+            self.averaged = Averaged(self.run.average, self)
 
     def optimiser_state(self, name: str) -> dict[str, Any]:
         """The optimiser's state of a parameter, in full (every rank calls it for every parameter, in one order)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, distributed
 
@@ -11,9 +9,7 @@ from robust_train.engines.engine import Engine
 from robust_train.engines.place import join
 from robust_train.models.network import Network
 from robust_train.nouns import Place
-
-if TYPE_CHECKING:
-    from robust_train.run import Run
+from robust_train.run import Run
 
 
 class PlainEngine(Engine):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_train.read import yaml
-from robust_train.records.tracking import Tracking
 from robust_train.records.wandb import Tracker
+from robust_train.settings.tracking import Tracking
 
 CONFIG = ("command", "model", "weights", "identity", "evaluation", "seed", "versions", "device")
 

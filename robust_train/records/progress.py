@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
-from robust_train.records.tracking import Shown
+from robust_train.settings.tracking import Shown
 
 
 class Expected(Protocol):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from robust_train.read import yaml
 from robust_train.records import jsonl
-from robust_train.records.tracking import Tracking
+from robust_train.settings.tracking import Tracking
 
 INIT_SECONDS = 60.0  # that wandb.init may take
 FINISH_SECONDS = 60.0  # that the last uploads may take; what is left lies in the folder, for `wandb sync`

@@ -11,7 +11,7 @@ import pytest
 
 from launch import cluster, submit, wire
 from robust_train.read.errors import ConfigError, DataError, NumericsError
-from robust_train.run import Cluster
+from robust_train.settings.cluster import Cluster
 
 NODE = {"CPU": 4.0, "memory": 1e9}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from robust_train.engines.execution import Execution
 from robust_train.engines.plain import PlainEngine
 from robust_train.nouns import Batch, Place
 from robust_train.objectives.plain import Plain
+from robust_train.settings.execution import Execution
 from robust_train.train import train
 from tests.toys import ToyImages, toy_run
 

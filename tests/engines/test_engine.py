@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.pgd import PGD
-from robust_train.checkpoint import Keep, best
-from robust_train.engines.average import Average, shares
+from robust_train.checkpoint import best
+from robust_train.engines.average import shares
 from robust_train.engines.deepspeed import DeepSpeedEngine
-from robust_train.engines.execution import Execution, micro_batch_size
-from robust_train.engines.optim import Optimiser
+from robust_train.engines.division import micro_batch_size
 from robust_train.engines.place import place_of_environment
 from robust_train.engines.plain import PlainEngine
-from robust_train.evaluate.accuracy import Validate
-from robust_train.evaluate.probe import Probe
 from robust_train.nouns import Place
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution
+from robust_train.settings.keep import Keep
+from robust_train.settings.optimiser import Optimiser
+from robust_train.settings.validate import Probe, Validate
 from robust_train.threats.linf import Linf
 from robust_train.train import train
 from tests.toys import Kept, toy_run, trained, weights

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from robust_train import job
-from robust_train.checkpoint import Keep
-from robust_train.engines.average import Average
 from robust_train.engines.engine import Engine, RollBack
-from robust_train.engines.execution import Execution, Guard
 from robust_train.engines.plain import PlainEngine
 from robust_train.nouns import Place
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError, NumericsError
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution, Guard
+from robust_train.settings.keep import Keep
 from robust_train.train import train
 from tests.engines.faulty import Faulty
 from tests.ranks import on_ranks

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from robust_train.engines.optim import Optimiser, set_rate
+from robust_train.engines.optim import build, set_rate
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
 from robust_train.read.errors import ConfigError
+from robust_train.settings.optimiser import Optimiser
 from tests.toys import ToyNetwork
 
 
 def decay(optimiser: Optimiser, network: nn.Module) -> dict[str, float]:
     """{parameter: its weight decay}."""
     names = {parameter: name.removeprefix("model.") for name, parameter in network.named_parameters()}
-    groups = optimiser.build(network).param_groups
+    groups = build(optimiser, network).param_groups
     return {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
 
 
@@ -57,7 +58,7 @@ def test_sgd_decays_in_the_gradient_and_adamw_beside_it() -> None:
         layer = nn.Linear(1, 1, bias=False)
         with torch.no_grad():
             layer.weight.fill_(1)
-        optimiser = Optimiser(name=name, weight_decay=0.1, decay_all=True).build(layer)
+        optimiser = build(Optimiser(name=name, weight_decay=0.1, decay_all=True), layer)
         set_rate(optimiser, 0.5)
         layer.weight.grad = torch.ones(1, 1)
         optimiser.step()
@@ -65,7 +66,7 @@ def test_sgd_decays_in_the_gradient_and_adamw_beside_it() -> None:
 
 
 def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
-    optimiser = Optimiser(weight_decay=0.1).build(toy)
+    optimiser = build(Optimiser(weight_decay=0.1), toy)
     optimiser.param_groups[0]["lr_scale"] = 0.1
     set_rate(optimiser, 0.5)
     first, *others = [group["lr"] for group in optimiser.param_groups]
@@ -75,12 +76,12 @@ def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
 
 def test_an_unknown_optimiser_is_told_the_nearest(toy: Network) -> None:
     with pytest.raises(ConfigError, match=r"run\.optimiser: timm cannot make 'adamv'.*did you mean adam"):
-        Optimiser(name="adamv").build(toy)
+        build(Optimiser(name="adamv"), toy)
 
 
 def test_an_unknown_option_is_told(toy: Network) -> None:
     with pytest.raises(ConfigError, match="momentun"):
-        Optimiser(options={"momentun": 0.5}).build(toy)
+        build(Optimiser(options={"momentun": 0.5}), toy)
 
 
 def test_a_negative_clip_is_refused() -> None:

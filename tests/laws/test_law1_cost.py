@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from robust_train.engines.engine import Engine
-from robust_train.engines.execution import Execution
 from robust_train.engines.plain import PlainEngine
 from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Place, at
 from robust_train.objectives.generalized import Generalized
 from robust_train.read.registry import objectives
+from robust_train.settings.execution import Execution
 from tests.examples import examples
 from tests.laws.counted import counting
 from tests.ranks import on_ranks
@@ -61,7 +61,7 @@ def measured(place: Place) -> dict[tuple[str, str, int], Counter[str]]:
             found["plain", name, steps] = of_an_update(PlainEngine(run, place))
             for stage in STAGES if name == "madry" else STAGES[steps % 3 :: 3]:
                 for part in (None, 4) if name == "madry" else (None,):
-                    run = toy_run(objective, network=network, engine=Execution(zero=stage, part=part))
+                    run = toy_run(objective, network=network, engine=Execution(zero=stage, micro_batch=part))
                     with DeepSpeedEngine(run, place) as engine:
                         found[f"ZeRO {stage}" + (" in 2 parts" if part else ""), name, steps] = of_an_update(engine)
     return found

@@ -16,9 +16,6 @@ import pytest
 import torch
 
 from robust_train.attacks.pgd import PGD
-from robust_train.engines.average import Average
-from robust_train.engines.execution import Execution
-from robust_train.engines.optim import Optimiser
 from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine
 from robust_train.models.blueprint import Blueprint
@@ -28,6 +25,9 @@ from robust_train.nouns import Objective, Place
 from robust_train.objectives.madry import Madry
 from robust_train.objectives.plain import Plain
 from robust_train.objectives.trades import Trades
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution
+from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
 from tests.examples import examples
 from tests.ranks import on_ranks

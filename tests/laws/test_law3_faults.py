@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from robust_train import checkpoint
-from robust_train.engines.average import Average
 from robust_train.engines.engine import Engine
-from robust_train.engines.execution import Execution
-from robust_train.engines.optim import Optimiser
 from robust_train.engines.plain import PlainEngine
 from robust_train.nouns import Place
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution
+from robust_train.settings.optimiser import Optimiser
 from tests.examples import examples
 from tests.laws.toy_job import UPDATES
 from tests.ranks import on_ranks

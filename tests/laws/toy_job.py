@@ -17,18 +17,17 @@ import torch
 
 from robust_train import checkpoint, job
 from robust_train.attacks.pgd import PGD
-from robust_train.checkpoint import Keep
-from robust_train.engines.average import Average
-from robust_train.engines.execution import Execution
-from robust_train.engines.optim import Optimiser
 from robust_train.engines.place import place_of_environment
 from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine
-from robust_train.evaluate.accuracy import Validate
-from robust_train.evaluate.probe import Probe
 from robust_train.nouns import Batch, Place
 from robust_train.objectives.generalized import Generalized
 from robust_train.run import Run
+from robust_train.settings.average import Average
+from robust_train.settings.execution import Execution
+from robust_train.settings.keep import Keep
+from robust_train.settings.optimiser import Optimiser
+from robust_train.settings.validate import Probe, Validate
 from robust_train.threats.linf import Linf
 from tests.toys import ToyImages, register, toy_run
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from robust_train.nouns import Place
-from robust_train.records import Records, Tracking, jsonl
+from robust_train.records import Records, jsonl
+from robust_train.settings.tracking import Tracking
 
 QUIET = Tracking(wandb="off", progress="off", every=1)
 

@@ -9,11 +9,11 @@ import pytest
 from judged_network import NAMES, exhibits, report, tree
 from offline_run import whole
 
-from robust_train.records import Tracking
 from robust_train.records import wandb as ours
 from robust_train.records.exhibits import draw
 from robust_train.records.mirror import lines, mirror, summary
 from robust_train.records.page import page
+from robust_train.settings.tracking import Tracking
 
 
 def test_figures_are_named_by_threat_model_and_attack():

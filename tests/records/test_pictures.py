@@ -13,8 +13,9 @@ from scipy.stats import norm
 
 from robust_train.keyed import Key
 from robust_train.nouns import Place
-from robust_train.records import Records, Tracking
+from robust_train.records import Records
 from robust_train.records import pictures as p
+from robust_train.settings.tracking import Tracking
 
 
 def opened(png: bytes) -> np.ndarray:

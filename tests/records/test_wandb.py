@@ -17,8 +17,9 @@ from offline_run import whole
 from recorded_run import Toy, metrics
 
 from robust_train.nouns import Place
-from robust_train.records import Records, Tracking, jsonl
+from robust_train.records import Records, jsonl
 from robust_train.records import wandb as ours
+from robust_train.settings.tracking import Tracking
 from tools.wandb_replay import main, replay
 
 NO_KEY = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")

@@ -1,0 +1,1 @@
+"""What a run says beside its nouns: values that engines, records and launchers take from it."""
