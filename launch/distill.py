@@ -234,7 +234,7 @@ def course_of(asked: Judging, data: Dataset) -> Course:
 
     frost = None if asked.frost is None else str(Path(asked.frost).expanduser().absolute())
     course = Course(named(asked.corruptions), asked.chunk, asked.images, asked.seed, frost)
-    course.check(data.size, "judge.frost=FOLDER")
+    course.check(data.shape[-1], "judge.frost=FOLDER")
     return course
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,8 +96,8 @@ def rehearse(run: Run, engine: Engine, size: int) -> None:
 
 def made_up(run: Run, engine: Engine, size: int) -> Batch:
     """Images of the data set's shape, ramps from black to white, with every label in turn."""
-    shape = (size, run.data.channels, run.data.size, run.data.size)
-    pixels = torch.arange(shape[1] * shape[2] * shape[3], device=engine.device) % 251
+    shape = (size, *run.data.shape)
+    pixels = torch.arange(math.prod(run.data.shape), device=engine.device) % 251
     rows = torch.arange(size, device=engine.device)
     # another ramp for each image: alike they would have no variance for a BatchNorm after global pooling
     images = ((pixels[None] + 17 * rows[:, None]) % 251).to(engine.dtype).view(shape) / 250

@@ -11,6 +11,7 @@ from robust_train.data.shards import Shards
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
+from robust_train.models.shapes import square
 from robust_train.models.timm import Timm
 from robust_train.nouns import Dataset
 from robust_train.read.errors import CheckpointError, ConfigError
@@ -71,7 +72,7 @@ def of_timm(
 ) -> Network:
     """A timm model by name, with weights from a local file, its own normalisation inside, in eval mode."""
     blueprint = Blueprint(Timm(name, weights=weights), mean, std)
-    return blueprint.build(classes, channels, size, "fp32", 1).to(device).eval()
+    return blueprint.build(classes, (channels, size, size), "fp32", 1).to(device).eval()
 
 
 def validation_of(data: Dataset, url: str | None = None) -> Dataset:
@@ -86,6 +87,7 @@ def validation_of(data: Dataset, url: str | None = None) -> Dataset:
         raise ConfigError("the run names no validation shards: name some, such as --data 'val-*.tar'")
     if isinstance(data, Shards):
         return replace(data, train=where, validation=where, reader="indexed")
-    known = {field.name for field in fields(Shards)} - {"train", "validation", "augment"}
+    channels, size = square(data.shape, "--data")
+    known = {field.name for field in fields(Shards)} - {"train", "validation", "augment", "size", "channels"}
     same = {name: getattr(data, name) for name in known if hasattr(data, name)}
-    return Shards(train=where, validation=where, **same)
+    return Shards(train=where, validation=where, size=size, channels=channels, **same)  # type: ignore[arg-type]

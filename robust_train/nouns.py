@@ -194,8 +194,11 @@ class Model(Noun, ABC):
     """Builds a torch module from images to logits."""
 
     @abstractmethod
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
-        """The module for images [B, channels, size, size], normalised, to logits [B, classes]; randomly initialised."""
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        """The module for images [B, *shape], normalised, to logits [B, classes]; randomly initialised.
+
+        Raises ConfigError for a shape that it does not take.
+        """
 
     @abstractmethod
     def stages(self, model: nn.Module) -> Iterable[str]:
@@ -216,12 +219,8 @@ class Dataset(Noun):
             """Labels run from 0 to classes - 1."""
 
         @property
-        def channels(self) -> int:
-            """Of the images."""
-
-        @property
-        def size(self) -> int:
-            """Side of the images, in pixels."""
+        def shape(self) -> Shape:
+            """Of one sample as the network takes it."""
 
         def prepare(self) -> None:
             """Make ready what has not been: fetch, unpack, index. Any number of processes may do so at once."""

@@ -80,7 +80,7 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(Key(self.seed).of("weights").seed % 2**63)
             data = self.data
-            network = self.network.build(data.classes, data.channels, data.size, self.precision, self.batch)
+            network = self.network.build(data.classes, data.shape, self.precision, self.batch)
         return network.to(device)
 
     def batches(self, place: Place, start: int) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from robust_train.loading import load, of_timm, run_of, validation_of
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.noise import draws, settle
-from robust_train.nouns import Dataset, Threat, at
+from robust_train.nouns import Dataset, Shape, Threat, at
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.trained import Members, home_of, is_ensemble, named_by
@@ -53,10 +53,10 @@ class Subject:
         return made
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image: channels, side, side."""
+    def shape(self) -> Shape:
+        """Of an image."""
         run = self.run
-        return (3, self.size, self.size) if run is None else (run.data.channels, run.data.size, run.data.size)
+        return (3, self.size, self.size) if run is None else run.data.shape
 
     def noise_of(self, network: Network | Ensemble) -> Mode | None:
         """How the noise of its network is treated; None where it has none."""

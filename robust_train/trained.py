@@ -13,8 +13,9 @@ from robust_train import checkpoint
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.ensemble import Ensemble, Mean
 from robust_train.models.network import Network
+from robust_train.models.shapes import written
 from robust_train.models.weights import fit_weights
-from robust_train.nouns import Dataset
+from robust_train.nouns import Dataset, Shape
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.read.parse import dump, load_tree, parse
 
@@ -67,9 +68,7 @@ def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: b
     checkpoint.verify(folder)
     recipe = recipe_of(folder)
     with torch.random.fork_rng():
-        network = bare(recipe.network).build(
-            recipe.data.classes, recipe.data.channels, recipe.data.size, "fp32", recipe.batch
-        )
+        network = bare(recipe.network).build(recipe.data.classes, recipe.data.shape, "fp32", recipe.batch)
     weights = checkpoint.read(folder, "weights")
     if averaged:
         weights |= {name: value.to(weights[name].dtype) for name, value in checkpoint.read(folder, "average").items()}
@@ -116,15 +115,14 @@ def home_of(path: str | Path) -> Path:
 def checkpoints_of(path: Path, members: Sequence[str]) -> list[Path]:
     """The members' checkpoints. ConfigError where one is an ensemble itself, or takes other images than the first."""
     folders: list[Path] = []
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[Shape, str] = {}
     for member in members:
         if is_ensemble(member):
             raise ConfigError(f"{path}: its member {member} is an ensemble itself. Name that one's members instead.")
         folders.append(checkpoint.find(member))
-        data = recipe_of(folders[-1]).data
-        seen.setdefault((data.channels, data.size), member)
+        seen.setdefault(recipe_of(folders[-1]).data.shape, member)
     if len(seen) > 1:
-        takes = " and ".join(f"{channels} x {size} x {size} ({name})" for (channels, size), name in seen.items())
+        takes = " and ".join(f"{written(shape)} ({name})" for shape, name in seen.items())
         raise ConfigError(f"{path}: its members take images of {takes}. Name members that see the same images.")
     return folders
 

@@ -83,7 +83,7 @@ def preset(name: str) -> Run:
 def built(name: str) -> Network:
     run = preset(name)
     with torch.device("meta"):
-        return run.network.build(run.data.classes, run.data.channels, run.data.size, run.precision, run.batch)
+        return run.network.build(run.data.classes, run.data.shape, run.precision, run.batch)
 
 
 def parameters(name: str) -> int:
@@ -235,7 +235,7 @@ def test_regvit_begins_at_the_prior_of_a_thousand_classes() -> None:
     slim = replace(
         run.network.model, options={**run.network.model.options, "depth": 1, "embed_dim": 24, "num_heads": 3}
     )
-    network = replace(run.network, model=slim).build(1000, 3, 224, "fp32", 32)
+    network = replace(run.network, model=slim).build(1000, (3, 224, 224), "fp32", 32)
     with network.drops(None):
         logits = network(torch.rand(1, 3, 224, 224))
     assert_close(logits, torch.full((1, 1000), -6.9), atol=0.01, rtol=0)

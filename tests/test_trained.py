@@ -103,7 +103,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ("members: [runs/cnn, runs/cnn]\nweights: [1]\n", ConfigError, r"must be 2 shares, none below 0"),
         ("members: [runs/cnn]\nweights: [0.5]\n", ConfigError, r"must be 1 shares, none below 0, that add up to 1"),
         ("members: [runs/cnn, runs/five]\n", ConfigError, r"members answer with \[5, 10\] classes"),
-        ("members: [runs/cnn, runs/small]\n", ConfigError, r"1 x 32 x 32 \(.*cnn\) and 1 x 16 x 16 \(.*small\)"),
+        ("members: [runs/cnn, runs/small]\n", ConfigError, r"1x32x32 \(.*cnn\) and 1x16x16 \(.*small\)"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_by_its_name_with_one_message(study, text, error, said):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_train.engines.engine import Engine
 from robust_train.models.blueprint import Blueprint
-from robust_train.nouns import Batch, Dataset, Model, Objective, Place
+from robust_train.nouns import Batch, Dataset, Model, Objective, Place, Shape
 from robust_train.run import Run
 from robust_train.settings.optimiser import Optimiser
 from robust_train.settings.tracking import Tracking
@@ -65,7 +65,8 @@ class ToyNetwork(Model):
 
     use = "toy"
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        channels, size, _ = shape
         model = nn.Sequential()
         # `layers` is a container whose children checkpointed networks recompute
         model.add_module(
@@ -97,12 +98,8 @@ class ToyImages(Dataset):
         return CLASSES
 
     @property
-    def channels(self) -> int:
-        return 1
-
-    @property
-    def size(self) -> int:
-        return SIDE
+    def shape(self) -> Shape:
+        return (1, SIDE, SIDE)
 
     def prepare(self) -> None:
         pass

@@ -148,7 +148,7 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
     stem = find_stem(plain.model)
     layers = torch.nn.Sequential(*(plain.model.get_submodule(name) for name in (stem.name, *stem.ended)))
     front = network.model.get_submodule(stem.name)
-    images = torch.rand(count, data.channels, data.size, data.size, device=place)
+    images = torch.rand(count, *data.shape, device=place)
     seen = images if blueprint.front.lgn is None else front.get_submodule("lgn")(images).detach()
 
     def quiet(pixels: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
     for name, values in seconds.items():
         stems = seconds["stem, gradient" if name.endswith(", gradient") else "stem"]
         found[f"ratio/{name}"] = median(mine / theirs for mine, theirs in zip(values, stems, strict=True))
-    return {**found, "images": float(count), "size": float(data.size)}
+    return {**found, "images": float(count), "size": float(data.shape[-1])}
 
 
 def ahead(layer: Callable[[Tensor], Tensor], pixels: Tensor) -> None:

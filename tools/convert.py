@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robust_train.models.ensemble import Ensemble
     from robust_train.models.network import Network
     from robust_train.models.noise import Settlement
+    from robust_train.nouns import Shape
     from robust_train.subject import Subject
     from tools.robustbench_entry import Entry
 
@@ -61,7 +62,7 @@ class Trained:
 
     network: Network | Ensemble  # in eval mode and float32, on the CPU
     blueprint: Blueprint  # of an ensemble its first member's
-    shape: tuple[int, int, int]  # of an image: channels, side, side
+    shape: Shape  # of an image: channels, side, side
     crop: float  # middle share of images that evaluation cuts out
     noise: Settlement | None = None  # what became of the network's own
 

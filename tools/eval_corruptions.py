@@ -80,7 +80,7 @@ def judge(
     writable(picture.parent, "--pictures FOLDER")
     network, data = subject.network(device), subject.images()
     size = side(data)
-    course = wanted(asked, network.classes, size, data.channels)
+    course = wanted(asked, network.classes, size, data.shape[0])
     identity = subject.identity(data)
     on = course.on({name: identity[name] for name in ("data", "listed") if name in identity})
     base = None if asked.base is None else of_base(Path(asked.base), on)

@@ -61,7 +61,7 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
     seen = prepared(subject, network)
     shifts, portion = wanted(asked, seen)
     dealt = deal(asked, Shown(subject, shifts), device, work)
-    if subject.run is not None and subject.run.data.channels != 3:
+    if subject.run is not None and subject.run.data.shape[0] != 3:
         raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
     for shift in shifts.sets.values():
         shift.fits(network.classes)
@@ -104,8 +104,8 @@ def prepared(subject: Subject, network: Any) -> dict[str, Any]:
         own = {"size": subject.size, **preprocessing(network)}
         return own if subject.crop is None else {**own, "crop": subject.crop}
     data: Any = subject.run.data
-    names = ("size", "crop", "interpolation", "workers")
-    return {name: getattr(data, name) for name in names if hasattr(data, name)}
+    names = ("crop", "interpolation", "workers")
+    return {"size": data.shape[-1]} | {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
 def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> tuple[Shifts, Portion]:

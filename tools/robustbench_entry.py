@@ -34,6 +34,7 @@ from robust_train.models.exported import (
 )
 from robust_train.models.network import Network
 from robust_train.models.noise import Settlement
+from robust_train.nouns import Shape
 from robust_train.read.errors import ConfigError
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # the data sets that RobustBench has
@@ -137,9 +138,7 @@ class Entry:
         """The folder and name of its files below models/ and model_info/, without a suffix."""
         return Path(self.dataset) / THREATS[self.threat["use"]] / self.name
 
-    def write(
-        self, network: Network, blueprint: Blueprint, shape: tuple[int, int, int], crop: float, folder: Path
-    ) -> None:
+    def write(self, network: Network, blueprint: Blueprint, shape: Shape, crop: float, folder: Path) -> None:
         """The files of the entry. Raises ConfigError where RobustBench's data set is not the network's."""
         if shape[0] != 3 or network.classes != CLASSES[self.dataset]:
             raise ConfigError(
@@ -161,7 +160,7 @@ class Entry:
         (folder / "model_info" / f"{self.path}.json").write_text(text, encoding="utf-8")
         (folder / "entry.py").write_text(self.code(network, blueprint, shape, crop), encoding="utf-8")
 
-    def code(self, network: Network, blueprint: Blueprint, shape: tuple[int, int, int], crop: float) -> str:
+    def code(self, network: Network, blueprint: Blueprint, shape: Shape, crop: float) -> str:
         """entry.py."""
         imagenet = self.dataset == "imagenet"
         whole = "torch.nn.Sequential(OrderedDict(model=network))" if imagenet else "network"

@@ -107,7 +107,7 @@ def main(words: list[str]) -> None:
     writable(folder, "--folder FOLDER")
     subjects = named([subject_of(one, asked) for one in asked.networks])
     sets = {name: subject.images() for name, subject in subjects.items()}
-    alike({name: (data.classes, data.channels, data.size) for name, data in sets.items()})
+    alike({name: (data.classes, data.shape) for name, data in sets.items()})
     (first, data), notes = next(iter(sets.items())), []
     for name, other in sets.items():
         if other.names() != data.names():
@@ -186,7 +186,8 @@ def attack_of(asked: argparse.Namespace, first: Subject, data: Dataset) -> Attac
             free = asked.eps is None
             use = asked.threat or "l2"
             # in no ball: eps is that of the whole box, and is not looked at
-            most = {"linf": 1.0, "l2": math.sqrt(data.channels) * data.size, "l1": float(data.channels * data.size**2)}
+            values = math.prod(data.shape)
+            most = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}
             threat: Any = _threat(use, most[use] if free else asked.eps)
             made: Any = LBFGS(threat, steps) if asked.attack == "lbfgs" else DeepFool(threat, steps)
             return Unbounded(made) if free else made

@@ -17,7 +17,7 @@ from robust_train.data.augment import ImageAugmentation, NoAugmentation
 from robust_train.data.manifest import split_of, write_json
 from robust_train.data.shards import Shards
 from robust_train.data.write import Sample, sample, write_shard
-from robust_train.nouns import Batch, Dataset, Place
+from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import DataError
 from robust_train.read.registry import datasets
 
@@ -43,14 +43,9 @@ class Digits(Dataset):
         return 10
 
     @property
-    def size(self) -> int:
-        """Side of the images in pixels."""
-        return SIDE
-
-    @property
-    def channels(self) -> int:
-        """Grey."""
-        return 1
+    def shape(self) -> Shape:
+        """Grey, 32 pixels a side."""
+        return (1, SIDE, SIDE)
 
     @cached_property
     def shards(self) -> Shards:
@@ -60,7 +55,7 @@ class Digits(Dataset):
             train=str(there / "digits-train-*.tar"),
             validation=str(there / "digits-validation-*.tar"),
             classes=self.classes,
-            size=self.size,
+            size=SIDE,
             channels=1,
             augment=self.augment,
             workers=self.workers,

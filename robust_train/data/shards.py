@@ -19,7 +19,7 @@ from robust_train.data.manifest import locate, shard_name
 from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
-from robust_train.nouns import Batch, Dataset, Place
+from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.registry import datasets
 
@@ -59,6 +59,11 @@ class Shards(Dataset):
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop:g} is not in (0, 1]: it is a share of the image's side")
+
+    @property
+    def shape(self) -> Shape:
+        """Square images."""
+        return (self.channels, self.size, self.size)
 
     # -- before training --------------------------------------------------------------------------
 

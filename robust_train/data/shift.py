@@ -23,7 +23,7 @@ from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, batches, evenly
 from robust_train.data.manifest import SUFFIXES, locate, remote
 from robust_train.data.pictures import Answered, Centred, Pictures, labelled
-from robust_train.nouns import Batch, Dataset, Place
+from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
 
 
@@ -101,9 +101,9 @@ class Shift(Dataset, ABC):
         return len(self.files.synsets)
 
     @property
-    def channels(self) -> int:
-        """Colour."""
-        return 3
+    def shape(self) -> Shape:
+        """Colour, square."""
+        return (3, self.size, self.size)
 
     @cached_property
     def files(self) -> LabelFiles:

@@ -29,7 +29,7 @@ from robust_train.data.decode import pixels
 from robust_train.data.loader import Allowance, Decoder, Refusal, batches, evenly
 from robust_train.data.manifest import checksum
 from robust_train.data.pictures import Answered, Pictures
-from robust_train.nouns import Batch, Dataset, Place
+from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError, nearest
 
 
@@ -51,9 +51,9 @@ class StoredCorruption(Dataset, ABC):
     severity: int = 1  # 1 to 5
 
     @property
-    def channels(self) -> int:
-        """Colour."""
-        return 3
+    def shape(self) -> Shape:
+        """Colour, square."""
+        return (3, self.size, self.size)
 
     @property
     def home(self) -> Path:

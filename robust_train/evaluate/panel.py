@@ -251,7 +251,7 @@ class Minutes:
 
     def robustness(self) -> dict[str, Robustness]:
         """What the verdicts come to, by entry."""
-        size = self.sitting.data.size
+        size = self.sitting.data.shape[-1]
         return {
             entry.name: self.course.robustness({at: one[tag] for at, one in self.found.items() if tag in one}, size)
             for tag, entry in self.sitting.tags.items()

@@ -17,7 +17,8 @@ from robust_train.evaluate.trial import CLEAN, Column, Trial, seeded, tried
 from robust_train.evaluate.work import Found, Plan, Store, Verdicts
 from robust_train.keyed import Key, normal
 from robust_train.losses import correct, full, labels_of
-from robust_train.nouns import Attack, Batch, Dataset, PerImage, Place, Threat
+from robust_train.models.shapes import written
+from robust_train.nouns import Attack, Batch, Dataset, PerImage, Place, Shape, Threat
 from robust_train.read.errors import ConfigError
 
 FOUND, NOISE, AMPLIFIED, AMPLIFIED_NOISE = "found", "noise", "amplified", "amplified noise"
@@ -255,15 +256,12 @@ class Transferability:
         return made
 
 
-def alike(kinds: Mapping[str, tuple[int, int, int]]) -> None:
-    """Raise ConfigError unless all networks have the same (classes, channels, side of the images)."""
-    (first, own), *others = kinds.items()
-    for name, other in others:
-        apart = [
-            f"{what} {mine} and {its}"
-            for what, mine, its in zip(("classes", "channels", "image size"), own, other, strict=True)
-            if mine != its
-        ]
+def alike(kinds: Mapping[str, tuple[int, Shape]]) -> None:
+    """Raise ConfigError unless all networks have the same (classes, shape of the images)."""
+    (first, (classes, shape)), *others = kinds.items()
+    for name, (its_classes, its_shape) in others:
+        apart = [] if its_classes == classes else [f"classes {classes} and {its_classes}"]
+        apart += [] if its_shape == shape else [f"images {written(shape)} and {written(its_shape)}"]
         if apart:
             raise ConfigError(
                 f"{first} and {name} cannot be tried on the same images: {', '.join(apart)}. Compare networks of one "

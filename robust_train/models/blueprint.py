@@ -9,7 +9,7 @@ from torch import nn
 from robust_train.models.activations import Activation, replace_relus
 from robust_train.models.front import FrontEnd, mount
 from robust_train.models.network import Network, Precision
-from robust_train.nouns import Model
+from robust_train.nouns import Model, Shape
 from robust_train.read.errors import ConfigError
 
 
@@ -32,14 +32,14 @@ class Blueprint:
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive: pixels are divided by it")
 
-    def build(self, classes: int, channels: int, size: int, precision: Precision, batch: int) -> Network:
-        """The network for images [B, channels, size, size]."""
-        model = self.model.build(classes, channels, size)
+    def build(self, classes: int, shape: Shape, precision: Precision, batch: int) -> Network:
+        """The network for images [B, *shape]. mean and std are numbers a channel, the first of three axes."""
+        model = self.model.build(classes, shape)
         if self.activation is not None:
             replace_relus(model, self.activation)
         if self.front is not None:
-            mount(model, self.front, channels, size)
-        mean, std = self._normalisation(model, channels)
+            mount(model, self.front, shape)
+        mean, std = self._normalisation(model, shape[-3])
         stages = tuple(self.model.stages(model))
         network = Network(
             model,

@@ -9,8 +9,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from robust_train.models.shapes import square
 from robust_train.models.small_cnn import Chain, PreActivationBlock
-from robust_train.nouns import Model
+from robust_train.nouns import Model, Shape
 from robust_train.read.registry import models
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -27,7 +28,8 @@ class PreActResNet(Model):
 
     depth: Literal[18, 34, 50] = 18  # layers with weights; 50 has bottleneck blocks
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        channels, _ = square(shape, self.use)
         model = Chain()
         model.add_module("stem", nn.Conv2d(channels, 64, 3, padding=1, bias=False))
         width = 64
@@ -72,7 +74,8 @@ class WideResNet(Model):
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate={self.drop_rate:g} is not in [0, 1): it is a probability")
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        channels, _ = square(shape, self.use)
         model = Chain()
         model.add_module("stem", nn.Conv2d(channels, 16, 3, padding=1, bias=False))
         width = 16

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from robust_train.nouns import Model
+from robust_train.models.shapes import square
+from robust_train.nouns import Model, Shape
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import models
 
@@ -39,8 +40,9 @@ class ConvStem(Model):
         if self.width is not None and self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1: channels of the first convolution")
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
-        model = self.model.build(classes, channels, size)
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        model = self.model.build(classes, shape)
+        channels, _ = square(shape, self.use)
         name, patchify = _patchify(model)
         if name == "stem.0":
             setattr(model, "stem", _convnext_stem(channels, patchify.out_channels))  # noqa: B010

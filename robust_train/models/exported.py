@@ -19,7 +19,7 @@ from robust_train.models.network import Network
 from robust_train.models.noise import Settlement, refuse_drawn, settle
 from robust_train.models.timm import Timm
 from robust_train.models.weights import read_weights
-from robust_train.nouns import Model
+from robust_train.nouns import Model, Shape
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import parse, tree_of
 
@@ -69,13 +69,13 @@ class DeployedEnsemble(nn.Module):
         return mixed(torch.stack([member(images) for member in self.members]), self.weights, self.mean)
 
 
-def deployed(network: Network | Ensemble, shape: tuple[int, int, int]) -> nn.Module:
+def deployed(network: Network | Ensemble, shape: Shape) -> nn.Module:
     """What is written of a network. Raises ConfigError for one whose noise is drawn: settle it first."""
     refuse_drawn(network, shape)
     return DeployedEnsemble(network) if isinstance(network, Ensemble) else Deployed(network)
 
 
-def write_program(network: Network | Ensemble, shape: tuple[int, int, int], path: Path) -> None:
+def write_program(network: Network | Ensemble, shape: Shape, path: Path) -> None:
     """A torch.export file for images [B, *shape], any B: torch alone reads it, and gradients pass through it."""
     program = torch.export.export(deployed(network, shape), (_example(network, shape),), dynamic_shapes=_any_batch())
     torch.export.save(program, path)
@@ -86,7 +86,7 @@ def read_program(path: Path) -> nn.Module:
     return torch.export.load(path).module()
 
 
-def write_onnx(network: Network | Ensemble, shape: tuple[int, int, int], path: Path) -> None:
+def write_onnx(network: Network | Ensemble, shape: Shape, path: Path) -> None:
     """An ONNX file for images [B, *shape], any B: input `images`, output `logits`, weights inside.
 
     Raises ConfigError where the packages of the extra `export` are not installed.
@@ -118,7 +118,7 @@ def read_onnx(path: Path) -> Logits:
 def write_folder(
     network: Network,
     blueprint: Blueprint,
-    shape: tuple[int, int, int],
+    shape: Shape,
     crop: float,
     folder: Path,
     noise: Settlement | None = None,
@@ -146,8 +146,7 @@ def read_folder(folder: Path) -> Logits:
         network = built(said)
         network.model.load_state_dict(read_weights(folder / WEIGHTS))
         if "noise" in said:
-            channels, size, _ = said["pretrained_cfg"]["input_size"]
-            settle(network, said["noise"], (channels, size, size))
+            settle(network, said["noise"], tuple(said["pretrained_cfg"]["input_size"]))
         return network.eval()
     import timm
 
@@ -158,12 +157,11 @@ def read_folder(folder: Path) -> Logits:
 
 def built(said: dict[str, Any]) -> Network:
     """The network, randomly initialised, that a config.json with a section `network` speaks of."""
-    channels, size, _ = said["pretrained_cfg"]["input_size"]
     blueprint = parse(Blueprint, said["network"], "network", CONFIG)
-    return blueprint.build(said["num_classes"], channels, size, "fp32", 1)
+    return blueprint.build(said["num_classes"], tuple(said["pretrained_cfg"]["input_size"]), "fp32", 1)
 
 
-def config(network: Network, blueprint: Blueprint, shape: tuple[int, int, int], crop: float) -> dict[str, Any]:
+def config(network: Network, blueprint: Blueprint, shape: Shape, crop: float) -> dict[str, Any]:
     """What config.json says: timm's own keys; where timm cannot build the model, also the run's section `network`."""
     channels = shape[0]
     own = getattr(network.model, "pretrained_cfg", None) or {}
@@ -194,7 +192,7 @@ def of_timm_alone(blueprint: Blueprint) -> bool:
     return isinstance(blueprint.model, Timm) and blueprint.activation is None and blueprint.front is None
 
 
-def timm_arguments(model: Model, network: Network, shape: tuple[int, int, int]) -> dict[str, Any]:
+def timm_arguments(model: Model, network: Network, shape: Shape) -> dict[str, Any]:
     """The arguments of timm.create_model that shape a model; rates of dropping do not."""
     if not isinstance(model, Timm):
         raise ConfigError(f"{architecture(model)} is no timm model, so timm.create_model has no arguments for it")
@@ -238,7 +236,7 @@ def _without_weights(model: dict[str, Any]) -> None:
             _without_weights(inner)
 
 
-def _example(network: Network | Ensemble, shape: tuple[int, int, int]) -> Tensor:
+def _example(network: Network | Ensemble, shape: Shape) -> Tensor:
     # two: one image would become a constant of the program
     return next(network.parameters()).new_full((2, *shape), 0.5)
 

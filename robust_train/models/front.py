@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_train.nouns import NetworkPart
+from robust_train.models.shapes import square
+from robust_train.nouns import NetworkPart, Shape
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import parts
 
@@ -80,12 +81,13 @@ class Stem:
     patch: int = 0  # side of a ViT's patches, which a convolution goes on to make; 0: no ViT
 
 
-def mount(model: nn.Module, front: FrontEnd, channels: int, size: int) -> str:
+def mount(model: nn.Module, front: FrontEnd, shape: Shape) -> str:
     """Put a front end in place of the stem of `model`, in place; the name under which it stands.
 
     All other layers keep their names, so weights of them still load. ConfigError for a model without a known stem, or
     one that does not take what the front end gives.
     """
+    channels, size = square(shape, f"run.network.front: {front.use}")
     stem = find_stem(model)
     if stem.patch and stem.patch % front.step:
         raise ConfigError(
@@ -102,7 +104,7 @@ def mount(model: nn.Module, front: FrontEnd, channels: int, size: int) -> str:
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, size, size))
+            model.eval()(torch.zeros(1, *shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

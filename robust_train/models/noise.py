@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robust_train.keyed import Key
 from robust_train.keyed.noise import KeyedNoise
 from robust_train.models.network import Network
+from robust_train.nouns import Shape
 from robust_train.read.errors import ConfigError
 
 Settlement = Literal["fixed", "off"]
@@ -30,7 +31,7 @@ class SettledNoise(nn.Module):
         return None if self.drawn is None else self.drawn.to(like.dtype).expand_as(like)
 
 
-def draws(network: Any, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+def draws(network: Any, shape: Shape) -> dict[str, Tensor]:
     """{layer: [1, ...]} the noise that a forward of one image of `shape` draws; empty where the network has none.
 
     The same each time: row 0 of Key(0).of("fixed"), which an ensemble's member m takes by at(m), so that no two share
@@ -55,7 +56,7 @@ def draws(network: Any, shape: tuple[int, int, int]) -> dict[str, Tensor]:
     return seen
 
 
-def settle(network: Any, to: Settlement, shape: tuple[int, int, int]) -> None:
+def settle(network: Any, to: Settlement, shape: Shape) -> None:
     """Put one draw, or none, in place of the noise of a network or an ensemble; shape: of an image. Not to be undone.
 
     One draw for every image, not one for each: then an answer depends on the image alone, not on those beside it.
@@ -75,7 +76,7 @@ def settle(network: Any, to: Settlement, shape: tuple[int, int, int]) -> None:
             module.noisy = []
 
 
-def refuse_drawn(network: Any, shape: tuple[int, int, int]) -> None:
+def refuse_drawn(network: Any, shape: Shape) -> None:
     """Raise ConfigError for a network that draws noise, where a form is to hold it that cannot."""
     found = draws(network, shape)
     if found:

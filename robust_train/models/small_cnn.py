@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robust_train.nouns import Model
+from robust_train.models.shapes import square
+from robust_train.nouns import Model, Shape
 from robust_train.read.registry import models
 
 
@@ -25,7 +26,8 @@ class SmallCNN(Model):
                 f"{len(self.widths)} widths and {len(self.strides)} strides: give one stride a convolution"
             )
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        channels, size = square(shape, self.use)
         model = Chain()
         for index, (width, stride) in enumerate(zip(self.widths, self.strides, strict=True)):
             block = nn.Sequential(
@@ -49,7 +51,8 @@ class SmallResNet(Model):
     widths: tuple[int, ...] = (32, 64, 128)  # channels of each block; every block but the first halves the image
     stem_stride: int = 2  # stride of the first convolution
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        channels, _ = square(shape, self.use)
         width = self.widths[0]
         model = Chain()
         model.add_module("stem", nn.Conv2d(channels, width, 3, self.stem_stride, padding=1, bias=False))

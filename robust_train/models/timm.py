@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_train.models.shapes import square
 from robust_train.models.weights import read_weights
-from robust_train.nouns import Model
+from robust_train.nouns import Model, Shape
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.read.registry import models
 from robust_train.vision import ensure_torchvision_importable
@@ -52,8 +53,9 @@ class Timm(Model):
                 "the field `weights`, rates and patch_size from their own fields"
             )
 
-    def build(self, classes: int, channels: int, size: int) -> nn.Module:
-        """The model for images [B, channels, size, size]; ConfigError for what timm does not know or cannot build."""
+    def build(self, classes: int, shape: Shape) -> nn.Module:
+        """The model for square images [B, *shape]; ConfigError for what timm does not know or cannot build."""
+        channels, size = square(shape, self.name)
         model = self._created(classes, channels, size)
         self._try(model, classes, channels, size)
         if self.weights is not None:

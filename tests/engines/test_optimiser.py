@@ -24,7 +24,7 @@ def decay(optimiser: Optimiser, network: nn.Module) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def toy() -> Network:
-    return Blueprint(ToyNetwork(), group=4).build(5, 1, 8, "fp32", 16)
+    return Blueprint(ToyNetwork(), group=4).build(5, (1, 8, 8), "fp32", 16)
 
 
 def test_weights_decay_and_biases_and_norms_do_not(toy: Network) -> None:
@@ -45,7 +45,7 @@ def test_everything_decays_where_the_paper_does_so(toy: Network) -> None:
 
 def test_a_transformers_tokens_and_positions_do_not_decay() -> None:
     """They are named by timm's own `no_weight_decay`, though they have more than one dimension."""
-    vit = Blueprint(Timm("test_vit")).build(5, 3, 160, "fp32", 16)
+    vit = Blueprint(Timm("test_vit")).build(5, (3, 160, 160), "fp32", 16)
     found = decay(Optimiser(name="adamw", weight_decay=0.1), vit)
     assert found["cls_token"] == found["pos_embed"] == 0.0
     assert found["blocks.0.attn.qkv.weight"] == 0.1

@@ -45,7 +45,7 @@ def test_without_an_attack_both_verdicts_are_the_clean_one():
 
 
 def test_a_network_is_judged_in_eval_mode_and_float32_and_given_back_as_it_was():
-    network = Network(SmallCNN((4,), (2,)).build(2, 3, 8), 2, precision="bf16").train()
+    network = Network(SmallCNN((4,), (2,)).build(2, (3, 8, 8)), 2, precision="bf16").train()
     network.model.head.eval()  # modes are restored one by one
     with judged(network):
         assert not any(module.training for module in network.modules())

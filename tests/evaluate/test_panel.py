@@ -39,7 +39,7 @@ def written(folder: Path, digits: Path, seed: int, network: str) -> None:
     (folder / "run.yaml").write_text(said, encoding="utf-8")
     recipe = recipe_of(folder)
     torch.manual_seed(seed)
-    made = recipe.network.build(10, 1, 32, "fp32", 16).eval()
+    made = recipe.network.build(10, (1, 32, 32), "fp32", 16).eval()
     batch = next(iter(recipe.data.validation_batches(Place(), 100))).to("cpu")
     with torch.no_grad():
         last = made.features(batch.images, ["flatten"])["flatten"]

@@ -211,12 +211,12 @@ def test_a_network_that_nothing_fools_has_no_rates():
 
 
 def test_networks_of_other_images_are_refused():
-    same = (10, 3, 32)
+    same = (10, (3, 32, 32))
     alike({"a": same, "b": same})
-    with pytest.raises(ConfigError, match="a and b cannot be tried on the same images: classes 10 and 100, image size"):
-        alike({"a": same, "b": (100, 3, 64)})
-    with pytest.raises(ConfigError, match="image size 32 and 64"):
-        alike({"a": same, "b": (10, 3, 64)})
+    with pytest.raises(ConfigError, match="a and b cannot be tried on the same images: classes 10 and 100, images"):
+        alike({"a": same, "b": (100, (3, 64, 64))})
+    with pytest.raises(ConfigError, match="images 3x32x32 and 3x64x64"):
+        alike({"a": same, "b": (10, (3, 64, 64))})
     with pytest.raises(ConfigError, match="two networks at least"):
         Transferability(ONE_STEP)({"a": Half(0)}, Grey())
 

@@ -34,7 +34,7 @@ def test_each_activation_is_its_formula(activation: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "test_byobnet", "mobilenetv2_050", "regnety_002"])
 def test_no_relu_is_left_in_a_timm_model_that_keeps_its_weights_names(name: str) -> None:
-    model = Timm(name).build(10, 3, 32)
+    model = Timm(name).build(10, (3, 32, 32))
     names, state = [n for n, m in model.named_modules() if isinstance(m, (nn.ReLU, nn.ReLU6))], list(model.state_dict())
     assert names
     assert replace_relus(model, "silu") == names
@@ -43,7 +43,7 @@ def test_no_relu_is_left_in_a_timm_model_that_keeps_its_weights_names(name: str)
 
 
 def test_the_activation_of_a_norm_is_replaced_before_the_norm_is_grouped() -> None:
-    network = Blueprint(Timm("resnetv2_18"), activation="gelu").build(10, 3, 32, "fp32", 4)
+    network = Blueprint(Timm("resnetv2_18"), activation="gelu").build(10, (3, 32, 32), "fp32", 4)
     assert not [m for m in network.modules() if isinstance(m, nn.ReLU)]
     assert any(isinstance(norm.act, nn.GELU) for norm in network.batchnorms)
 
@@ -53,7 +53,7 @@ def test_a_smooth_network_has_a_smooth_loss() -> None:
 
     def slope(activation: str) -> Tensor:
         torch.manual_seed(0)
-        network = Blueprint(SmallResNet(), activation=activation).build(3, 1, 8, "fp32", 1).double().eval()  # type: ignore[arg-type]
+        network = Blueprint(SmallResNet(), activation=activation).build(3, (1, 8, 8), "fp32", 1).double().eval()  # type: ignore[arg-type]
         along = torch.rand(1, 1, 8, 8, dtype=torch.float64)
         steps = torch.linspace(0, 1, 401, dtype=torch.float64).view(-1, 1, 1, 1).requires_grad_()
         return torch.autograd.grad(network(steps * along)[:, 0].sum(), steps)[0].flatten()
@@ -67,7 +67,7 @@ def test_a_smooth_network_has_a_smooth_loss() -> None:
 
 def test_a_model_without_relu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has no ReLU for network\.activation=silu to replace"):
-        Blueprint(Timm("test_vit", patch_size=8), activation="silu").build(10, 3, 32, "fp32", 4)
+        Blueprint(Timm("test_vit", patch_size=8), activation="silu").build(10, (3, 32, 32), "fp32", 4)
 
 
 def test_a_relu_that_is_called_as_a_function_is_refused_not_left() -> None:

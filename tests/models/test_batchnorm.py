@@ -173,7 +173,7 @@ def test_every_batchnorm_of_torch_is_grouped(norm: nn.Module) -> None:
 
 
 def test_timm_norms_keep_their_activation_and_their_state_names() -> None:
-    model = Timm("test_byobnet").build(4, 3, 32).double()
+    model = Timm("test_byobnet").build(4, (3, 32, 32)).double()
     names = list(model.state_dict())
     reference, images = copy.deepcopy(model), pixels(8, 3, 32, 32)
     net = Network(model, 4, group=4).double()
@@ -215,7 +215,7 @@ def test_recomputed_blocks_leave_the_running_statistics_as_they_would_be() -> No
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        net = Network(Timm("test_resnet").build(4, 3, 32), 4, group=4).double()
+        net = Network(Timm("test_resnet").build(4, (3, 32, 32)), 4, group=4).double()
         if checkpointing:
             checkpoint_blocks(net.model, net.masks, net.norms)
         logits = net(pixels(8, 3, 32, 32))

@@ -33,11 +33,11 @@ def on_no_device():
 def test_wide_resnets_have_the_published_number_of_weights(
     depth: int, width: int, classes: int, published: int
 ) -> None:
-    assert count(WideResNet(depth, width).build(classes, 3, 32)) == published
+    assert count(WideResNet(depth, width).build(classes, (3, 32, 32))) == published
 
 
 def test_wrn_34_10_has_46_million_weights() -> None:
-    assert count(WideResNet(34, 10).build(10, 3, 32)) / 1e6 == pytest.approx(46.16, abs=0.005)
+    assert count(WideResNet(34, 10).build(10, (3, 32, 32))) / 1e6 == pytest.approx(46.16, abs=0.005)
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(18, (2, 2, 2, 2)), (34, (3, 4, 6, 3))])
@@ -50,15 +50,15 @@ def test_preact_resnets_have_the_weights_that_their_shapes_say(depth: int, block
             total += 9 * w * v + 9 * v * v + 2 * w + 2 * v + (w * v if w != v else 0)
             w = v
     total += 2 * 512 + 512 * 10 + 10
-    assert count(PreActResNet(depth).build(10, 3, 32)) == total  # type: ignore[arg-type]
+    assert count(PreActResNet(depth).build(10, (3, 32, 32))) == total  # type: ignore[arg-type]
 
 
 def test_preact_resnet_18_has_11_17_million_weights() -> None:
-    assert count(PreActResNet(18).build(10, 3, 32)) / 1e6 == pytest.approx(11.17, abs=0.005)
+    assert count(PreActResNet(18).build(10, (3, 32, 32))) / 1e6 == pytest.approx(11.17, abs=0.005)
 
 
 def test_preact_resnet_50_ends_2048_wide_with_as_many_convolutions_as_its_depth_says() -> None:
-    model = PreActResNet(50).build(10, 3, 32)
+    model = PreActResNet(50).build(10, (3, 32, 32))
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
     assert len(convolutions) == 1 + 16  # the stem, and a 3x3 in each block
     assert model.get_submodule("head").in_features == 2048
@@ -68,7 +68,7 @@ def test_preact_resnet_50_ends_2048_wide_with_as_many_convolutions_as_its_depth_
 
 @pytest.mark.parametrize("model", [PreActResNet(18), WideResNet(16, 2)])
 def test_32_pixels_are_pooled_at_a_quarter_or_an_eighth_of_their_side(model: PreActResNet | WideResNet) -> None:
-    built = model.build(10, 3, 32)
+    built = model.build(10, (3, 32, 32))
     sides = []
     built.get_submodule("norm").register_forward_hook(lambda module, inputs, output: sides.append(output.shape[2:]))
     built(torch.empty(2, 3, 32, 32))
@@ -116,7 +116,7 @@ def test_convolutions_of_a_wide_resnet_keep_the_gradients_variance() -> None:
     """Weights ~ N(0, 2 / (k^2 out)), He et al. 2015 for the backward pass."""
     with torch.device("cpu"):
         torch.manual_seed(0)
-        model = WideResNet(10, 4).build(10, 3, 32)
+        model = WideResNet(10, 4).build(10, (3, 32, 32))
     weight = model.get_parameter("block3.0.conv2.weight")
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
     assert not model.get_parameter("head.bias").any()
@@ -125,7 +125,7 @@ def test_convolutions_of_a_wide_resnet_keep_the_gradients_variance() -> None:
 def test_dropout_stands_between_the_convolutions_and_is_keyed() -> None:
     with torch.device("cpu"):
         torch.manual_seed(0)
-        network = Blueprint(WideResNet(10, 1, drop_rate=0.3), group=2).build(10, 3, 32, "fp32", 2)
+        network = Blueprint(WideResNet(10, 1, drop_rate=0.3), group=2).build(10, (3, 32, 32), "fp32", 2)
         images = torch.rand(2, 3, 32, 32)
         rows = torch.arange(2)
         found = []

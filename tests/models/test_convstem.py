@@ -28,7 +28,7 @@ def convolutions(module: nn.Module) -> list[tuple[int, int, int, int]]:
 )
 def test_a_vit_at_patch_16_gets_the_published_stem(name: str, dim: int) -> None:
     """48, 96, 192, 384 channels by 3x3 of stride 2, then 1x1 to the width; LayerNorm and GELU after each 3x3."""
-    model = ConvStem(vit(name)).build(10, 3, 32)
+    model = ConvStem(vit(name)).build(10, (3, 32, 32))
     stem = model.get_submodule("patch_embed.proj")
     assert convolutions(stem) == [(48, 3, 2, 1), (96, 3, 2, 1), (192, 3, 2, 1), (384, 3, 2, 1), (dim, 1, 1, 0)]
     kinds = [type(layer).__name__ for layer in stem.children()]
@@ -45,7 +45,7 @@ def test_a_vit_at_patch_16_gets_the_published_stem(name: str, dim: int) -> None:
     ],
 )
 def test_a_convnext_gets_the_published_stem(name: str, published: list[tuple[int, int, int, int]]) -> None:
-    model = ConvStem(Timm(name, options={"depths": (1, 1, 1, 1)})).build(10, 3, 32)
+    model = ConvStem(Timm(name, options={"depths": (1, 1, 1, 1)})).build(10, (3, 32, 32))
     stem = model.get_submodule("stem")
     assert convolutions(stem) == published
     assert [type(layer).__name__ for layer in stem.children()] == ["Conv2d", "LayerNorm2d", "GELU"] * len(published)
@@ -61,7 +61,7 @@ def test_a_convnext_gets_the_published_stem(name: str, published: list[tuple[int
     ],
 )
 def test_tokens_keep_their_shape_and_other_layers_their_names(model: Timm, at: str) -> None:
-    plain, changed = model.build(10, 3, 64), ConvStem(model).build(10, 3, 64)
+    plain, changed = model.build(10, (3, 64, 64)), ConvStem(model).build(10, (3, 64, 64))
     images = torch.rand(2, 3, 64, 64)
     tokens = plain.get_submodule(at)(images)
     assert changed.get_submodule(at)(images).shape == tokens.shape
@@ -75,22 +75,22 @@ def test_tokens_keep_their_shape_and_other_layers_their_names(model: Timm, at: s
 
 
 def test_the_layer_norm_of_the_stem_is_over_channels_at_each_place() -> None:
-    stem = ConvStem(vit()).build(10, 3, 32).get_submodule("patch_embed.proj")
+    stem = ConvStem(vit()).build(10, (3, 32, 32)).get_submodule("patch_embed.proj")
     hidden = stem[1](stem[0](torch.rand(2, 3, 32, 32)))
     assert hidden.mean(1).abs().max() < 1e-5
     assert (hidden.var(1, unbiased=False) - 1).abs().max() < 0.01
 
 
 def test_channels_and_width_are_taken() -> None:
-    model = ConvStem(vit(patch_size=4), width=8).build(10, 1, 32)
+    model = ConvStem(vit(patch_size=4), width=8).build(10, (1, 32, 32))
     assert convolutions(model.get_submodule("patch_embed.proj")) == [(8, 3, 2, 1), (16, 3, 2, 1), (384, 1, 1, 0)]
     assert model(torch.rand(2, 1, 32, 32)).shape == (2, 10)
 
 
 def test_what_has_no_patches_to_replace_is_refused() -> None:
     with pytest.raises(ConfigError, match="ResNet has no patch embedding"):
-        ConvStem(Timm("test_resnet")).build(10, 3, 32)
+        ConvStem(Timm("test_resnet")).build(10, (3, 32, 32))
     with pytest.raises(ConfigError, match="patches of 14x14 pixels"):
-        ConvStem(vit("vit_small_patch14_dinov2")).build(10, 3, 28)
+        ConvStem(vit("vit_small_patch14_dinov2")).build(10, (3, 28, 28))
     with pytest.raises(ValueError, match="width=0 must be at least 1"):
         ConvStem(vit(), width=0)

@@ -70,7 +70,7 @@ def members() -> list[Network]:
         Blueprint(SmallResNet(widths=(4, 8, 8)), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
         Blueprint(Timm("test_vit", patch_size=8)),
     ]
-    return [plan.build(CLASSES, 3, SIZE, "fp32", 4).eval() for plan in plans]
+    return [plan.build(CLASSES, (3, SIZE, SIZE), "fp32", 4).eval() for plan in plans]
 
 
 def noisy() -> Ensemble:

@@ -61,14 +61,14 @@ every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 def built(model: Model, size: int = 64, channels: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    return model.build(10, channels, size)
+    return model.build(10, (channels, size, size))
 
 
 @every
 def test_the_stem_alone_is_replaced_and_weights_of_the_rest_still_load(case: Case) -> None:
     """As from a file of weights of the plain model: what is unused are the stem's, what is missing the front end's."""
     plain, model = built(case.model, case.size), built(case.model, case.size)
-    assert mount(model, SMALL, 3, case.size) == case.stem
+    assert mount(model, SMALL, (3, case.size, case.size)) == case.stem
     before = plain.state_dict()
     for value in before.values():
         value.normal_() if value.is_floating_point() else value.fill_(3)
@@ -85,7 +85,7 @@ def test_the_stem_alone_is_replaced_and_weights_of_the_rest_still_load(case: Cas
 def test_the_next_layer_takes_what_the_front_end_gives_and_nothing_comes_between(case: Case) -> None:
     """No norm, activation or pooling of the stem is left."""
     model = built(case.model, case.size)
-    mount(model, SMALL, 3, case.size)
+    mount(model, SMALL, (3, case.size, case.size))
     seen: dict[str, Tensor] = {}
     front, then = model.get_submodule(case.stem), model.get_submodule(case.then)
     front.register_forward_hook(lambda module, inputs, output: seen.update(given=output.clone()))
@@ -100,7 +100,7 @@ def test_the_next_layer_takes_what_the_front_end_gives_and_nothing_comes_between
 def test_a_vits_patches_are_made_by_a_convolution_behind_the_front_end(name: str) -> None:
     plain, model = built(VITS[name]), built(VITS[name])
     width, patch = plain.patch_embed.proj.out_channels, plain.patch_embed.proj.kernel_size[0]
-    assert mount(model, SMALL, 3, 64) == "patch_embed.proj"
+    assert mount(model, SMALL, (3, 64, 64)) == "patch_embed.proj"
     made = model.get_submodule("patch_embed.proj.1")
     assert (made.in_channels, made.out_channels) == (64, width)
     assert made.kernel_size == made.stride == (patch // 2, patch // 2)
@@ -116,7 +116,7 @@ def test_a_vits_patches_are_made_by_a_convolution_behind_the_front_end(name: str
 def test_mounting_leaves_mode_and_running_statistics_as_they_were(training: bool) -> None:
     model = built(Timm("test_resnet")).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    mount(model, SMALL, 3, 64)
+    mount(model, SMALL, (3, 64, 64))
     assert all(module.training == training for module in model.get_submodule("layer1").modules())
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items() if name in after)
@@ -132,14 +132,14 @@ def test_a_model_without_a_known_stem_is_refused_with_those_that_have_one(name: 
 def test_a_stride_that_does_not_divide_a_patch_is_refused() -> None:
     front = V1(visual_degrees=2.0, ksize=5, stride=3, simple=2, complex=2)
     with pytest.raises(ConfigError, match=r"every 3 pixels does not divide patches of 16 pixels; choose another"):
-        mount(built(VITS["test_vit"]), front, 3, 64)
+        mount(built(VITS["test_vit"]), front, (3, 64, 64))
 
 
 def test_a_stride_that_the_model_cannot_take_is_refused_with_the_remedy() -> None:
     """small-cnn's classifier counts places."""
     front = V1(visual_degrees=1.0, ksize=5, stride=4, simple=2, complex=2)
     with pytest.raises(ConfigError, match=r"Chain does not take its feature maps at 32 pixels .*another stride"):
-        mount(built(SmallCNN(), 32), front, 3, 32)
+        mount(built(SmallCNN(), 32), front, (3, 32, 32))
 
 
 def test_a_front_end_brings_its_own_normalisation_unless_the_run_says_otherwise() -> None:
@@ -147,7 +147,7 @@ def test_a_front_end_brings_its_own_normalisation_unless_the_run_says_otherwise(
 
     def normalised(channels: int = 3, model: Model = Timm("test_resnet"), **said: object):
         blueprint = Blueprint(model, front=SMALL, group=2, **said)  # type: ignore[arg-type]
-        network = blueprint.build(5, channels, 32, "fp32", 4)
+        network = blueprint.build(5, (channels, 32, 32), "fp32", 4)
         return network.mean.flatten().tolist(), network.std.flatten().tolist()
 
     assert normalised() == ([0.5], [0.5])
@@ -158,7 +158,7 @@ def test_a_front_end_brings_its_own_normalisation_unless_the_run_says_otherwise(
 
 
 def test_a_network_knows_its_noise_and_trains_all_but_the_filters() -> None:
-    network = Blueprint(SmallResNet(), front=SMALL, group=2).build(5, 3, 32, "fp32", 4)
+    network = Blueprint(SmallResNet(), front=SMALL, group=2).build(5, (3, 32, 32), "fp32", 4)
     assert network.noisy == ["stem.block.noise"]
     images = torch.rand(4, 3, 32, 32)
     network(images).square().sum().backward()
@@ -173,7 +173,7 @@ def test_a_network_knows_its_noise_and_trains_all_but_the_filters() -> None:
 
 def test_a_sum_of_blocks_is_mounted_like_a_block() -> None:
     model = built(SmallResNet(), 32)
-    assert mount(model, V1Sum((SMALL, SMALL), learned=True), 3, 32) == "stem"
+    assert mount(model, V1Sum((SMALL, SMALL), learned=True), (3, 32, 32)) == "stem"
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 

@@ -49,7 +49,7 @@ def uniform_image(red: float, green: float, blue: float, size: int = 12) -> Tens
 
 def network(front: V1 | V1Sum = FRONT) -> Network:
     torch.manual_seed(0)
-    return Blueprint(SmallCNN(), front=front, group=4).build(10, 3, 32, "fp32", 4).eval()
+    return Blueprint(SmallCNN(), front=front, group=4).build(10, (3, 32, 32), "fp32", 4).eval()
 
 
 # -- the definition ---------------------------------------------------------------------------------

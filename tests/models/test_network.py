@@ -23,7 +23,7 @@ KEY = Key(0).rows(torch.arange(4))
 
 def built(model: object = Timm("test_resnet"), precision: str = "fp32", **around: object) -> Network:
     torch.manual_seed(0)
-    return Blueprint(model, group=2, **around).build(5, 3, 32, precision, 4)  # type: ignore[arg-type]
+    return Blueprint(model, group=2, **around).build(5, (3, 32, 32), precision, 4)  # type: ignore[arg-type]
 
 
 def test_normalisation_is_part_of_the_network() -> None:
@@ -39,7 +39,7 @@ def test_a_timm_model_brings_its_own_normalisation_and_ours_has_none() -> None:
     assert_close(net.std.flatten(), torch.tensor([0.5, 0.5, 0.5]))
     ours = built(SmallCNN())
     assert (ours.mean.unique().tolist(), ours.std.unique().tolist()) == ([0.0], [1.0])
-    grey = Blueprint(Timm("resnet18")).build(5, 1, 32, "fp32", 4)  # three numbers for one channel: their mean
+    grey = Blueprint(Timm("resnet18")).build(5, (1, 32, 32), "fp32", 4)  # three numbers for one channel: their mean
     assert_close(grey.mean.flatten(), torch.tensor([(0.485 + 0.456 + 0.406) / 3]))
 
 

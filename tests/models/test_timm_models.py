@@ -57,7 +57,7 @@ FAMILIES = {
 def test_every_family_turns_small_images_into_logits_and_trains_all_its_weights(family: str) -> None:
     model, size, stages = FAMILIES[family]
     torch.manual_seed(0)
-    network = Blueprint(model, group=2).build(7, 3, size, "fp32", 4)
+    network = Blueprint(model, group=2).build(7, (3, size, size), "fp32", 4)
     assert network.stages == stages
     images = torch.rand(4, 3, size, size)
     with network.drops(Key(0).rows(torch.arange(4))):
@@ -69,21 +69,21 @@ def test_every_family_turns_small_images_into_logits_and_trains_all_its_weights(
 
 
 def test_channels_come_from_the_data() -> None:
-    network = Blueprint(Timm("test_vit", patch_size=8)).build(3, 1, 32, "fp32", 4)
+    network = Blueprint(Timm("test_vit", patch_size=8)).build(3, (1, 32, 32), "fp32", 4)
     assert network(torch.rand(4, 1, 32, 32)).shape == (4, 3)
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match=r"'reznet50' is no timm model; did you mean .*'resnet50'"):
-        Timm("reznet50").build(10, 3, 32)
+        Timm("reznet50").build(10, (3, 32, 32))
     with pytest.raises(ConfigError, match="timm cannot build resnet50"):
-        Timm("resnet50.no_such_tag").build(10, 3, 32)
+        Timm("resnet50.no_such_tag").build(10, (3, 32, 32))
 
 
 def test_a_model_on_a_hub_is_refused() -> None:
     for name in ("hf-hub:timm/resnet50.a1_in1k", "hf_hub:x/y"):
         with pytest.raises(ConfigError, match="local file"):
-            Timm(name).build(10, 3, 32)
+            Timm(name).build(10, (3, 32, 32))
 
 
 def test_nothing_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,23 +93,23 @@ def test_nothing_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a connection was tried")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    Timm("resnet18.a1_in1k").build(10, 3, 32)
+    Timm("resnet18.a1_in1k").build(10, (3, 32, 32))
     with pytest.raises(CheckpointError, match="nothing is fetched"):
-        Timm("resnet18", weights="resnet18.pth").build(10, 3, 32)
+        Timm("resnet18", weights="resnet18.pth").build(10, (3, 32, 32))
 
 
 def test_an_option_that_the_model_does_not_take_is_named() -> None:
     with pytest.raises(ConfigError, match=r"timm cannot build resnet18 .*patch_size=4: .*'patch_size'"):
-        Timm("resnet18", patch_size=4).build(10, 3, 32)
+        Timm("resnet18", patch_size=4).build(10, (3, 32, 32))
     with pytest.raises(ConfigError, match="'embed_dimm'"):
-        Timm("test_vit", options={"embed_dimm": 3}).build(10, 3, 32)
+        Timm("test_vit", options={"embed_dimm": 3}).build(10, (3, 32, 32))
 
 
 def test_a_size_that_the_model_does_not_take_is_refused_before_training() -> None:
     with pytest.raises(ConfigError, match=r"efficientformer_l1 does not take 3x64x64 images .*data\.size"):
-        Timm("efficientformer_l1").build(10, 3, 64)
+        Timm("efficientformer_l1").build(10, (3, 64, 64))
     with pytest.raises(ConfigError, match="inception_v3 does not take 3x8x8 images"):
-        Timm("inception_v3").build(10, 3, 8)
+        Timm("inception_v3").build(10, (3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_timm_model_is_read_from_yaml_and_written_back() -> None:
 
 def saved(tmp_path: Path, classes: int = 10, size: int = 32, **fields: object) -> tuple[Path, dict[str, Tensor]]:
     torch.manual_seed(1)
-    model = Timm("test_vit", patch_size=8, **fields).build(classes, 3, size)  # type: ignore[arg-type]
+    model = Timm("test_vit", patch_size=8, **fields).build(classes, (3, size, size))  # type: ignore[arg-type]
     path = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), path)
     return path, model.state_dict()
@@ -144,7 +144,7 @@ def saved(tmp_path: Path, classes: int = 10, size: int = 32, **fields: object) -
 
 def test_weights_come_from_a_file(tmp_path: Path) -> None:
     path, weights = saved(tmp_path)
-    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, 3, 32)
+    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, (3, 32, 32))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
 
@@ -152,7 +152,7 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
 def test_a_head_for_other_classes_begins_anew_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, weights = saved(tmp_path)
     with caplog.at_level(logging.WARNING):
-        model = Timm("test_vit", weights=str(path), patch_size=8).build(4, 3, 32)
+        model = Timm("test_vit", weights=str(path), patch_size=8).build(4, (3, 32, 32))
     assert "head.weight, head.bias left out and begun anew: for 4 classes instead of 10" in caplog.text
     for name, tensor in model.state_dict().items():
         assert name.startswith("head.") or torch.equal(tensor, weights[name]), name
@@ -165,7 +165,7 @@ def test_position_embeddings_are_resampled_to_another_input_size(tmp_path: Path)
     position = weights["pos_embed"].shape
     weights["pos_embed"] = torch.arange(float(position[2])).expand(position).clone()
     save_file(weights, path)
-    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, 3, 64)
+    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, (3, 64, 64))
     found = model.get_parameter("pos_embed")
     prefix = position[1] - 16
     assert found.shape == (1, prefix + 64, position[2])
@@ -175,10 +175,10 @@ def test_position_embeddings_are_resampled_to_another_input_size(tmp_path: Path)
 def test_weights_of_another_model_are_refused_by_their_first_tensors(tmp_path: Path) -> None:
     path, _ = saved(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not fit resnet18 in \d+ tensors: conv1.weight is missing"):
-        Timm("resnet18", weights=str(path)).build(10, 3, 32)
+        Timm("resnet18", weights=str(path)).build(10, (3, 32, 32))
     path, _ = saved(tmp_path, options={"embed_dim": 32})
     with pytest.raises(CheckpointError, match=r"does not fit|holds another model"):
-        Timm("test_vit", weights=str(path), patch_size=8).build(10, 3, 32)
+        Timm("test_vit", weights=str(path), patch_size=8).build(10, (3, 32, 32))
 
 
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model": w, "epoch": 3}])
@@ -186,14 +186,14 @@ def test_a_checkpoint_of_a_training_script_is_unwrapped(tmp_path: Path, wrap: Ca
     _, weights = saved(tmp_path)
     path = tmp_path / "checkpoint.pth"
     torch.save(wrap({f"module.{name}": tensor for name, tensor in weights.items()}), path)
-    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, 3, 32)
+    model = Timm("test_vit", weights=str(path), patch_size=8).build(10, (3, 32, 32))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_same_seed_builds_the_same_network() -> None:
     def made() -> Network:
         torch.manual_seed(3)
-        return Blueprint(Timm("test_resnet")).build(5, 3, 32, "fp32", 4)
+        return Blueprint(Timm("test_resnet")).build(5, (3, 32, 32), "fp32", 4)
 
     one, other = made().state_dict(), made().state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -124,7 +124,7 @@ def test_the_averaged_weights_are_written_unless_the_raw_ones_are_asked_for(smal
 def test_an_activation_that_timm_does_not_have_is_no_model_of_timms(tmp_path):
     """Softplus in place of ReLU changes no tensor's name: timm would load the weights and answer otherwise."""
     blueprint = Blueprint(Timm("test_resnet"), activation="softplus")
-    network = blueprint.build(10, 3, 32, "fp32", 1).eval()
+    network = blueprint.build(10, (3, 32, 32), "fp32", 1).eval()
     exported.write_folder(network, blueprint, (3, 32, 32), 0.875, tmp_path)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_network_left_in_train_mode_is_written_with_its_running_statistics(col
 
 @pytest.mark.slow
 def test_blocks_that_are_recomputed_are_written_plainly(tmp_path):
-    network = Blueprint(Timm("test_vit"), checkpointing=True).build(10, 3, 64, "fp32", 1)
+    network = Blueprint(Timm("test_vit"), checkpointing=True).build(10, (3, 64, 64), "fp32", 1)
     exported.write_program(network, (3, 64, 64), tmp_path / "network.pt2")
     images = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_an_entry_of_our_model_needs_torch_alone_and_load_model_finds_it(colour,
 @pytest.mark.parametrize("model", [Timm("test_resnet"), SmallResNet(widths=(4, 8, 8))])
 def test_an_entry_for_imagenet_has_the_names_that_robustbench_gives_there(model, tmp_path):
     blueprint = Blueprint(model, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
-    network = blueprint.build(1000, 3, 32, "fp32", 1).eval()
+    network = blueprint.build(1000, (3, 32, 32), "fp32", 1).eval()
     entry = Entry("Tiny2026Test", "imagenet", LINF, {}, None)
     entry.write(network, blueprint, (3, 32, 32), 0.875, tmp_path)
     weights = torch.load(tmp_path / "models" / "imagenet" / "Linf" / "Tiny2026Test.pt", weights_only=True)

@@ -116,7 +116,7 @@ def test_networks_of_other_image_sizes_are_refused(runs, tmp_path, capsys):
     shards = subject_of(runs[0], asked).images().validation
     with pytest.raises(SystemExit):
         main([runs[0], timm, "--classes", "10", "--size", "64", "--data", shards])
-    assert "image size 32 and 64" in capsys.readouterr().err
+    assert "images 1x32x32 and 3x64x64" in capsys.readouterr().err
 
 
 def test_help_teaches_how_to_read_the_matrix(capsys):
