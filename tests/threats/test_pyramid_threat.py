@@ -54,6 +54,52 @@ def test_a_saturated_pixel_passes_no_gradient_to_its_patch():
     assert_close(fine, 0.001 * (w * (images < 0.9)).sign())
 
 
+@pytest.mark.parametrize("clips", ["each", "sum"])
+def test_a_pixel_at_the_boxs_face_passes_half_of_its_gradient(clips):
+    """As min and max share a tie out: a patch with two such pixels, 3/2 and 3/2 against the two inside."""
+    images = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).double().view(1, 1, 2, 2)
+    threat = Pyramid(0.01, (2,), (20.0,), clips)
+    for inside, sign in ((-2.0, -1), (-1.4, 1), (-1.6, -1)):  # 2 inside + (3 + 3) / 2 decides, not 2 inside + 6
+        w = torch.tensor([[3.0, 3.0], [inside, inside]]).double().view(1, 1, 2, 2)
+        (coarse,) = threat.step(images, threat.zero(images), w, 0.004)
+        assert_close(coarse, torch.full((1, 1, 1, 1), sign * 0.004).double())
+
+
+@pytest.mark.parametrize("clips", ["each", "sum"])
+def test_steps_are_those_of_the_authors_clip_restated(clips):
+    """[derivative of min(max(u, 0), 1) written out: 1 inside, 1/2 at a face, 0 beyond] five steps, no number apart."""
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(3, 2, 8, 8, generator=generator, dtype=torch.float64) * 1.3 - 0.15).clamp(0, 1)
+    threat = Pyramid(0.02, (4, 2, 1), (5.0, 2.0, 1.0), clips)
+    z = theirs = threat.zero(images)
+    for _ in range(5):
+        gradient = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+        z, theirs = threat.step(images, z, gradient, 0.008), restated(threat, images, theirs, gradient, 0.008)
+        for mine, other in zip(z, theirs, strict=True):
+            assert torch.equal(mine, other)
+
+
+def restated(threat: Pyramid, images, z, gradient, size: float):
+    """One step, backwards through the levels by hand."""
+    points, reach = [images], threat.eps
+    for patch, m, level in zip(threat.levels, threat.multipliers, z, strict=True):
+        points.append(points[-1] + m * level.repeat_interleave(patch, 2).repeat_interleave(patch, 3))
+        if threat.clips == "each":
+            points.append(points[-1].clamp(0, 1))
+    if threat.clips == "sum":
+        points.append(points[-1].clamp(0, 1))
+    moved = []
+    for index in reversed(range(len(z))):
+        if threat.clips == "each" or index == len(z) - 1:
+            before = points[2 * index + 1] if threat.clips == "each" else points[-2]
+            gradient = gradient * (((before > 0) & (before < 1)) + 0.5 * ((before == 0) | (before == 1)))
+        patch = threat.levels[index]
+        rows, columns = (side // patch for side in images.shape[-2:])
+        summed = gradient.view(*images.shape[:2], rows, patch, columns, patch).sum((3, 5)) * threat.multipliers[index]
+        moved.append((z[index] + size * summed.sign()).clamp(-reach, reach))
+    return tuple(moved[::-1])
+
+
 def test_one_step_of_the_published_setting_moves_every_pixel_by_31_steps():
     threat = Pyramid(3 / 255, (32, 16, 1), (20.0, 10.0, 1.0))
     images = grey(32)
