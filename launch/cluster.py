@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.wire import Said, Terminal, incurable, listening, speaking
+from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def launch(run: Run) -> dict[str, Any]:
         job.prepare(run, Place())
         if done := job.finished(run):
             return done
+    job.same(run)
     with joined(address):
         room(run.cluster, nodes())
         fit(run, home)
@@ -102,9 +104,9 @@ def joined(address: str | None) -> Iterator[None]:
 
 
 def search_path() -> str:
-    """Where processes on this machine find this project, installed or not."""
+    """Where processes on this machine find this project, installed or not, and the modules that runs brought."""
     there = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(ROOT), *([there] if there else [])])
+    return os.pathsep.join([str(ROOT), *([there] if there else []), *uses.roots()])
 
 
 def shipped() -> dict[str, Any]:
@@ -153,6 +155,9 @@ def fit(run: Run, home: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from robust_train import job
+
+    job.keep_sources(run)
     said: Any = ray.remote(num_cpus=0)(Said).remote()
 
     class Refused(UserCallback):  # here, since its base is Ray's
@@ -172,7 +177,13 @@ def fit(run: Run, home: Path) -> None:
     callbacks: Any = [Refused()]
     trainer = TorchTrainer(
         work,
-        train_loop_config={"run": run.dump(), "home": str(home), "said": said, "terminal": Terminal.here()},
+        train_loop_config={
+            "run": run.dump(),
+            "home": str(home),
+            "uses": str(home / run.path / uses.FOLDER),
+            "said": said,
+            "terminal": Terminal.here(),
+        },
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.devices, use_gpu=cluster.gpu, resources_per_worker=resources(cluster)
@@ -226,8 +237,10 @@ def work(config: Mapping[str, Any]) -> None:
 
     from robust_train.run import Run
 
-    run, said = Run.load(config["run"]), config["said"]
+    said = config["said"]
     try:
+        uses.search(Path(config["uses"]))
+        run = Run.load(config["run"])
         enter(Path(config["home"]), run)
         do(run, said, config["terminal"])
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from launch.cluster import joined, nodes
 from robust_train.read.errors import ConfigError
+from robust_train.read.uses import Carried
 
 if TYPE_CHECKING:
     from robust_train.evaluate.robustness import Deal
@@ -50,10 +51,9 @@ def dealt(
                 )
             options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": TIMES}
             each = ray.remote(num_returns="streaming", **options)(share)
-            here = str(Path.cwd())
+            what, how = Carried(subject.at(str(Path.cwd()))), Carried(plan)
             running: list[Any] = [
-                each.remote(subject.at(here), plan, rank, devices, gpu, _of(done, rank, devices), work)
-                for rank in range(devices)
+                each.remote(what, how, rank, devices, gpu, _of(done, rank, devices), work) for rank in range(devices)
             ]
             while running:
                 ready, _ = ray.wait(running, num_returns=1, fetch_local=False)
@@ -69,8 +69,8 @@ def dealt(
 
 
 def share(
-    subject: Subject,
-    plan: Any,
+    subject: Carried,
+    plan: Carried,
     rank: int,
     world: int,
     gpu: bool,
@@ -88,7 +88,8 @@ def share(
     else:
         torch.set_num_threads(1)
     device = "cuda" if gpu else "cpu"
-    yield from (work or attacked)(subject.network(device), subject.images(), plan, Place(rank, world, device), done)
+    network, images = subject.value.network(device), subject.value.images()
+    yield from (work or attacked)(network, images, plan.value, Place(rank, world, device), done)
 
 
 def _of(done: Mapping[Piece, Any], rank: int, world: int) -> dict[Piece, Any]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from launch.board import Board
 from launch.cluster import INSIDE, enter, enter_home, fit, joined, nodes, room
 from launch.wire import incurable
+from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -158,13 +159,15 @@ def start(run: Run, home: Path) -> Any:
     """The task that does a run; its result is None, or what went wrong."""
     import ray
 
-    (home / run.path).mkdir(parents=True, exist_ok=True)
+    from robust_train import job
+
+    job.keep_sources(replace(run, folder=str(home / run.path)))
     cluster = run.cluster
     alone = cluster.devices == 1
     # A process of its own for each try (max_calls): what a library leaves behind in one is not found by the next.
     reserved: dict[str, Any] = {"num_cpus": cluster.cpus if alone else 0, "num_gpus": int(cluster.gpu and alone)}
     task: Any = ray.remote(**reserved, max_retries=0, max_calls=1)(member)
-    return task.remote(run.dump(), str(home))
+    return task.remote(run.dump(), str(home), str(home / run.path / uses.FOLDER))
 
 
 def ended(tasks: list[Any]) -> list[Any]:
@@ -190,12 +193,13 @@ def outcome(task: Any) -> Trouble | None:
         return Trouble(" ".join(str(error).split())[:300], final=False)
 
 
-def member(text: str, home: str) -> Trouble | None:
+def member(text: str, home: str, modules: str) -> Trouble | None:
     """A run from beginning to end, in a process of the cluster; what went wrong, if something did."""
     from robust_train.run import Run
 
-    run = Run.load(text)
     try:
+        uses.search(Path(modules))
+        run = Run.load(text)
         enter(Path(home), run)
         with logged(run.path / LOG):
             try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from launch.cluster import HOME, ROOT
 from robust_train import command
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.uses import roots
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,6 +40,7 @@ def main(words: list[str]) -> None:
     if command.inform(arguments, parser):
         return
     said = whole(arguments)  # every mistake is found before anything is sent
+    sent_too(roots())
     if arguments.dry_run:
         print(said, end="")
         return
@@ -72,6 +74,16 @@ def entrypoint(arguments: argparse.Namespace, program: str = "launch.train") -> 
     checked = ["--check"] if arguments.check else []
     words = ["python", "-m", program, path.relative_to(ROOT).as_posix(), *arguments.settings, *checked]
     return shlex.join(words)
+
+
+def sent_too(folders: list[str]) -> None:
+    """Refuse a run's own modules (`uses:`) that the job would not find. Raises ConfigError."""
+    for folder in folders:
+        if Path(folder) != ROOT and "site-packages" not in folder:
+            raise ConfigError(
+                f"uses: a module of the run lies in {folder}; the cluster gets {ROOT}, and looks for modules there. "
+                "Put it into the root of the tree."
+            )
 
 
 def variables(named: list[str]) -> dict[str, str]:

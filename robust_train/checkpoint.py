@@ -39,6 +39,7 @@ def write(
         mine[name] = _finish(making / name)
     if place.leads:
         for name, text in texts.items():
+            (making / name).parent.mkdir(parents=True, exist_ok=True)
             (making / name).write_text(text, encoding="utf-8")
             mine[name] = _finish(making / name)
     checksums: dict[str, str] = {}

@@ -34,7 +34,7 @@ def parser(program: str, what: str) -> argparse.ArgumentParser:
         metavar="NOUN",
         nargs="?",
         const="",
-        help="list what there is: objectives, attacks, threats, models, ...",
+        help="list what there is: objectives, attacks, threats, models, ...; after a run, its own modules' too",
     )
     found.add_argument("-h", "--help", action="store_true", help="this, and every section and field of a run")
     return found
@@ -54,6 +54,8 @@ def inform(arguments: argparse.Namespace, found: argparse.ArgumentParser) -> boo
         from robust_train.read.help import catalogue
         from robust_train.read.registry import registries
 
+        if arguments.run is not None:
+            read(arguments, None)  # the modules that it brings (`uses:`) are listed too
         if arguments.list == "":
             print("\n\n".join(f"{noun}:\n{catalogue(registry)}" for noun, registry in registries.items()))
             return True

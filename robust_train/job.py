@@ -22,6 +22,7 @@ from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import Forecast, forecast
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Place, at
+from robust_train.read import uses
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import difference
 from robust_train.records import Records
@@ -109,6 +110,7 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
         if newest is not None:
             engine.load(newest)
             lines.append(f"goes on from update {engine.updates:,} ({newest})")
+            lines += uses.changed(run.uses, newest)
         return lines, forecast(alone, engine, devices)
 
 
@@ -126,8 +128,17 @@ def prepare(run: Run, place: Place) -> None:
         writable(run.path)
     run.data.prepare()
     if place.leads:
-        run.path.mkdir(parents=True, exist_ok=True)
+        keep_sources(run)
         checkpoint.write_atomically(run.path / "run.yaml", run.dump())
+
+
+def keep_sources(run: Run) -> None:
+    """The run's folder, and in it the source of the modules of its own (`uses:`), for processes that have them not."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    for path, text in uses.sources(run.uses).items():
+        file = run.path / uses.FOLDER / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(file, text)
 
 
 def same(run: Run) -> None:
@@ -151,6 +162,8 @@ def begin(engine: Engine, records: Records) -> None:
     if newest is not None:
         closed = engine.load(newest)
         records.resume(engine.updates, closed)
+        for line in uses.changed(engine.run.uses, newest):
+            records.say(f"{line}: from update {engine.updates} on, what is here is used")
         return
     records.resume(0)
     if engine.run.start is not None:

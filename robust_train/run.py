@@ -37,6 +37,7 @@ class Run:
     objective: Objective  # what each update minimises
     updates: int  # optimiser steps of the whole run
     batch: int  # images an update, over all devices: the contract; micro-batches and accumulation follow from it
+    uses: tuple[str, ...] = ()  # modules of your own, imported before the rest is read: [my_lab.half]
     name: str = "run"  # what the run is called in W&B and tables
     folder: str = "runs/run"  # where everything it writes goes
     seed: int = 0  # decides every random number

@@ -17,6 +17,7 @@ from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.noise import draws, settle
 from robust_train.nouns import Dataset, Shape, Threat, at
+from robust_train.read import uses
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.trained import Members, home_of, is_ensemble, named_by
@@ -148,10 +149,12 @@ class Subject:
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def identity(self, data: Dataset) -> dict[str, Any]:
-        """What its verdicts are a function of: checksums of weights and images. Reads the weights once."""
+        """What its verdicts are a function of: checksums of weights, images, own modules. Reads the weights once."""
         shards = {shard_name(url): digest for url, digest in data.checksums().items()}
         own = {"weights": self.digest, "averaged": self.averaged, "model": self.model, "data": shards}
         own |= {} if self.listed is None else {"listed": checksum(Path(self.listed))}
+        run = self.run
+        own |= {"uses": uses.checksums(run.uses)} if run is not None and run.uses else {}
         return own if self.noise == "drawn" else {**own, "noise": self.noise}
 
     def at(self, folder: str) -> Subject:

@@ -16,6 +16,7 @@ from robust_train.models.network import Network
 from robust_train.models.shapes import written
 from robust_train.models.weights import fit_weights
 from robust_train.nouns import Dataset, Shape
+from robust_train.read import uses
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.read.parse import dump, load_tree, parse
 
@@ -52,6 +53,7 @@ class Recipe:
     network: Blueprint
     data: Dataset
     batch: int
+    uses: tuple[str, ...] = ()
 
 
 def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: bool = True) -> Network | Ensemble:
@@ -135,7 +137,10 @@ def recipe_of(folder: Path) -> Recipe:
             f"{folder} is no checkpoint: it has no run.yaml. Name a run's folder, or a checkpoint in it."
         )
     tree = load_tree(said)
-    return parse(Recipe, {name: tree[name] for name in ("network", "data", "batch")}, "run", str(said))
+    names = ("uses", "network", "data", "batch")
+    found = parse(Recipe, {name: tree[name] for name in names if name in tree}, "run", str(said))
+    uses.tell(found.uses, folder)
+    return found
 
 
 def bare(blueprint: Blueprint) -> Blueprint:

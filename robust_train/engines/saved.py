@@ -11,6 +11,7 @@ from torch import Tensor
 from robust_train import checkpoint
 from robust_train.engines.average import shares
 from robust_train.models.weights import fit_weights
+from robust_train.read import uses
 from robust_train.read.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def save(engine: Engine, records: Records) -> None:
     """Write a checkpoint of everything the next update depends on, and close the metrics so far with it.
 
     weights.safetensors (as timm names them), optimiser-RANK.safetensors and average-RANK.safetensors (each rank its
-    share, by parameter), state.safetensors, position.json, run.yaml, data.json, manifest.json.
+    share, by parameter), state.safetensors, position.json, run.yaml, data.json, manifest.json;
+    uses/: the source of the run's own modules.
     """
     run, place = engine.run, engine.place
     folder = run.path / "checkpoints" / f"{engine.updates:08d}"
@@ -44,7 +46,8 @@ def save(engine: Engine, records: Records) -> None:
         "optimiser": numbers,
         "records": records.close_segment(engine.updates),
     }
-    texts = {
+    texts = {f"{uses.FOLDER}/{path}": text for path, text in uses.sources(run.uses).items()}
+    texts |= {
         "run.yaml": run.dump(),
         "position.json": json.dumps(position, indent=1),
         "data.json": json.dumps(run.data.checksums(), indent=1),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from pydantic_core import ValidationError
 
 from robust_train.nouns import Noun
-from robust_train.read import yaml
+from robust_train.read import uses, yaml
 from robust_train.read.errors import ConfigError, nearest
 from robust_train.read.strict import BRANCH, told, validator
 
@@ -53,9 +53,13 @@ def merge(below: Any, above: Any) -> Any:
 def parse(kind: type[Kind], tree: Any, where: str = "run", source: str | None = None) -> Kind:
     """`tree` as a `kind`: a dataclass, a noun's root, or a type made of them. Instances in the tree stay as they are.
 
+    Of a `kind` with a field `uses`, the modules that it names are imported before the rest is read.
+
     Raises one ConfigError with every mistake: its place below `where`, what was expected, what was found, the nearest
     known name.
     """
+    if isinstance(tree, Mapping) and "uses" in getattr(kind, "__dataclass_fields__", ()):
+        uses.bring(tree.get("uses"), source)
     try:
         return cast(
             Kind, validator(cast(Any, kind)).validate_python({} if tree is None and is_dataclass(kind) else tree)
