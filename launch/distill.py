@@ -55,7 +55,7 @@ class Pupil:
 
     teachers: str  # an ensemble's name, or a member's
     index: int = 0  # its seed is 100 s + index: that of the member with this index, so that only the teaching differs
-    settings: dict[str, Any] = field(default_factory=dict)  # changes to the run: {network.front: null}
+    settings: dict[str, Any] = field(default_factory=dict)  # changes to the run: {network.edits: []}
     temperature: float = 4.0  # of the objective: how soft the teachers' answers are
     alpha: float = 0.9  # of the objective: share of what teachers say
     draws: int = 1  # of the objective: forwards of each teacher an image

@@ -71,7 +71,7 @@ def of_timm(
     std: tuple[float, ...] | None = None,
 ) -> Network:
     """A timm model by name, with weights from a local file, its own normalisation inside, in eval mode."""
-    blueprint = Blueprint(Timm(name, weights=weights), mean, std)
+    blueprint = Blueprint(Timm(name, weights=weights), mean=mean, std=std)
     return blueprint.build(classes, (channels, size, size), "fp32", 1).to(device).eval()
 
 

@@ -205,8 +205,26 @@ class Model(Noun, ABC):
         """Names of the layers of a built model where hidden states [B, ...] may be mixed, first to last."""
 
 
-class NetworkPart(Noun):
-    """Builds a module that stands inside or before a model: a front end, an activation, a stem."""
+class Edit(Noun, ABC):
+    """A change of a built model: another stem, other activations, layers of another structure.
+
+    It works in place: a layer that it does not touch keeps its name, so that weights of it still load, and the stages
+    and the names of `no_weight_decay` stay right. What an edit adds begins at random.
+    """
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """What it wants taken off the pixels, where the run names nothing; None: it does not mind."""
+        return None
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """What it wants the pixels divided by."""
+        return None
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, shape: Shape, classes: int) -> None:
+        """Change `model`, from samples [B, *shape] to logits [B, classes], in place; ConfigError where it cannot."""
 
 
 class Dataset(Noun):

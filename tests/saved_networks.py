@@ -21,7 +21,7 @@ from robust_train.threats.linf import Linf
 CNN = Blueprint(SmallCNN(widths=(4, 8), strides=(2, 2)), group=16)
 RESNET = Blueprint(SmallResNet(widths=(4, 8, 8)), mean=(0.5,), std=(0.5,), group=16)
 SIGHT = V1(visual_degrees=1.0, ksize=5, stride=2, simple=3, complex=3, sf_max=11.2, relu_after=False)
-BEHIND_V1 = Blueprint(SmallCNN(widths=(4, 8), strides=(2, 2)), front=SIGHT, group=16)
+BEHIND_V1 = Blueprint(SmallCNN(widths=(4, 8), strides=(2, 2)), edits=(SIGHT,), group=16)
 
 
 def saved(folder: Path, network: Blueprint, data: Dataset, seed: int = 0) -> Path:

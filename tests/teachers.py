@@ -24,7 +24,7 @@ def teacher(folder: str | Path, seed: int, noisy: bool = False, classes: int = 5
     if (path / "manifest.json").exists():
         return str(path)
     data = Shards(train="none.tar", validation="none.tar", classes=classes, size=8, channels=channels)
-    blueprint = Blueprint(SmallCNN((6, 6), (2, 1)), front=FRONT if noisy else None, group=4)
+    blueprint = Blueprint(SmallCNN((6, 6), (2, 1)), edits=(FRONT,) if noisy else (), group=4)
     run = Run(data=data, network=blueprint, objective=Plain(), updates=1, batch=16, seed=seed)
     weights = dict(run.build(torch.device("cpu")).model.state_dict())
     weights["head.weight"] = 5 * weights["head.weight"]  # so that it has something to say

@@ -295,7 +295,7 @@ def study(name: str) -> dict[str, Run]:
 def test_the_study_has_eight_variants_of_512_cells_and_three_seeds(name: str) -> None:
     assert Sweep.load(CONFIGS / f"{name}-sweep.yaml").seeds == (0, 1, 2)
     variants = Distillation.load(CONFIGS / f"{name}-distill.yaml").roles.members
-    fronts = {title: study(name)[title].network.front for title in variants}
+    fronts = {title: study(name)[title].network.edits[0] for title in variants}
     assert len(fronts) == len(set(fronts.values())) == 8
     assert {front.simple + front.complex for front in fronts.values()} == {512}
     assert len({front.seed for front in fronts.values()}) == 1  # the cells differ by what is said of them only
@@ -309,8 +309,10 @@ def test_the_controls_are_as_large_as_the_ensemble_and_see_maps_of_its_size(name
     assert {len(one.members) for one in found.ensembles.values()} == {8}
     plain, standard = study(name)["plain-7"], study(name)["standard-7"]
     assert standard.network == study(name)["standard-0"].network
-    own = plain.network.front.step if plain.network.front else 4  # ResNet-50's stem: a convolution and a pooling by two
-    assert own == standard.network.front.step
+    own = (
+        plain.network.edits[0].step if plain.network.edits else 4
+    )  # ResNet-50's stem: a convolution and a pooling by two
+    assert own == standard.network.edits[0].step
     students = [run for title, run in found.taught().items() if title.startswith("seed0/")]
     assert {run.seed for run in students} == {study(name)["standard-0"].seed}
     assert {found.cost(pupil) for pupil in found.students.values()} == {8 + 3}
@@ -318,18 +320,18 @@ def test_the_controls_are_as_large_as_the_ensemble_and_see_maps_of_its_size(name
 
 @pytest.mark.parametrize("name", STUDY)
 def test_the_three_bands_of_a_study_are_whole_bins_that_meet_and_lie_in_the_standard_one(name: str) -> None:
-    fronts = [study(name)[title].network.front for title in ("low-sf", "mid-sf", "high-sf")]
+    fronts = [study(name)[title].network.edits[0] for title in ("low-sf", "mid-sf", "high-sf")]
     for front in fronts:
         cells = front.cells.frequency
         assert front.sf_min <= cells.min() < front.sf_min * 1.1
         assert front.sf_max / 1.1 < cells.max() <= front.sf_max
     assert [front.sf_min for front in fronts[1:]] == [front.sf_max for front in fronts[:-1]]
-    assert fronts[-1].sf_max <= study(name)["standard-0"].network.front.sf_max
+    assert fronts[-1].sf_max <= study(name)["standard-0"].network.edits[0].sf_max
 
 
 def test_the_study_on_tiny_imagenet_has_the_published_geometry_and_training() -> None:
     run = study("v1/tinyimagenet")["standard-0"]
-    front = run.network.front
+    front = run.network.edits[0]
     assert (run.data.size, front.visual_degrees, front.ksize, front.stride, front.k_exc) == (64, 2, 25, 2, 23.5)
     assert (front.noise_scale, front.noise_level, front.relu_after, front.sf_max) == (0.286, 0.071, False, 11.3)
     assert (run.batch, run.updates, run.optimiser.weight_decay) == (128, 60 * (100_000 // 128), 5e-4)
@@ -362,7 +364,7 @@ def test_a_bottleneck_from_512_cells_takes_the_place_of_a_resnet_s_stem(name: st
 
 def test_voneresnet50_is_the_published_one() -> None:
     run = preset("v1/voneresnet50")
-    front = run.network.front
+    front = run.network.edits[0]
     assert (front.visual_degrees, front.ksize, front.stride, front.simple, front.complex) == (8, 25, 4, 256, 256)
     assert (front.noise, front.noise_scale, front.noise_level, front.noise_factor) == ("neuronal", 0.35, 0.07, 1)
     assert (front.sf_max, front.k_exc, front.tables, front.relu_after, front.lgn) == (9, 25, 2020, True, None)
@@ -374,7 +376,7 @@ def test_voneresnet50_is_the_published_one() -> None:
 def test_evnet_is_the_published_one() -> None:
     """32 pixels a degree; V1 at a Fano factor of 0.93 and the subcortical block at 0.4, each with its noise."""
     run = preset("v1/evnet-resnet50")
-    front = run.network.front
+    front = run.network.edits[0]
     assert (run.data.size / front.visual_degrees, front.ksize, front.stride, front.sf_max) == (32, 31, 4, 8)
     assert (front.k_exc, front.noise, front.noise_scale, front.noise_level) == (5.3, "neuronal", 1, 0)
     assert front.noise_factor**2 == pytest.approx(0.93)

@@ -81,10 +81,10 @@ def test_the_runs_of_the_study_are_those_that_its_commands_begin() -> None:
     numbers = {"standard-0": 0, "low-sf": 1, "high-sf": 2, "no-noise": 3}
     numbers |= {f"plain-{copy}": 4 + copy for copy in range(4)} | {f"standard-{copy}": 7 + copy for copy in (1, 2, 3)}
     said = {
-        "low-sf": ["network.front.sf_min=0.5", "network.front.sf_max=2.0"],
-        "high-sf": ["network.front.sf_min=5.6", "network.front.sf_max=11.2"],
-        "no-noise": ["network.front.noise=null"],
-        "plain": ["network.front=null"],
+        "low-sf": ["network.edits.0.sf_min=0.5", "network.edits.0.sf_max=2.0"],
+        "high-sf": ["network.edits.0.sf_min=5.6", "network.edits.0.sf_max=11.2"],
+        "no-noise": ["network.edits.0.noise=null"],
+        "plain": ["network.edits=[]"],
     }
     assert len(runs) == 33
     for seed in (0, 1, 2):

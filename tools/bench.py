@@ -140,16 +140,17 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
 
     run = Run.load(path, settings)
     blueprint, data = run.network, run.data
-    if not isinstance(blueprint.front, V1):
-        raise ConfigError(f"{path}: run.network.front is no v1: --front measures one. Name a run of configs/v1")
+    v1 = next((edit for edit in blueprint.edits if isinstance(edit, V1)), None)
+    if v1 is None:
+        raise ConfigError(f"{path}: run.network.edits name no v1: --front measures one. Name a run of configs/v1")
     place, count = torch.device(device(run)), run.engine.micro_batch or run.batch
-    bare, fronted = (replace(run, network=replace(blueprint, front=front)) for front in (None, blueprint.front))
+    bare, fronted = (replace(run, network=replace(blueprint, edits=edits)) for edits in ((), (v1,)))
     plain, network = bare.build(place).eval(), fronted.build(place).eval()
     stem = find_stem(plain.model)
     layers = torch.nn.Sequential(*(plain.model.get_submodule(name) for name in (stem.name, *stem.ended)))
     front = network.model.get_submodule(stem.name)
     images = torch.rand(count, *data.shape, device=place)
-    seen = images if blueprint.front.lgn is None else front.get_submodule("lgn")(images).detach()
+    seen = images if v1.lgn is None else front.get_submodule("lgn")(images).detach()
 
     def quiet(pixels: Tensor) -> Tensor:
         with network.noise(mode="off"):
@@ -163,7 +164,7 @@ def measure_front(path: Path, settings: list[str], rounds: int) -> dict[str, flo
         "stem": (layers, images),
         "front": (front, images),
         "front without noise": (quiet, images),
-        **({} if blueprint.front.lgn is None else {"lgn without noise": (subcortical, images)}),
+        **({} if v1.lgn is None else {"lgn without noise": (subcortical, images)}),
         **{name: (bank, seen) for name, bank in banks(front.get_submodule("block")).items()},  # type: ignore[arg-type]
         "network, own stem": (plain, images),
         "network, front": (network, images),

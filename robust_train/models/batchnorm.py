@@ -109,7 +109,7 @@ def group_batchnorms(model: nn.Module, norms: Norms) -> list[GroupedBatchNorm]:
         if isinstance(module, _BatchNorm) and kind in KNOWN and "running_mean" in buffers and name:
             made = grouped.get(module) or GroupedBatchNorm(module, norms, name)
             grouped[module] = made
-            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+            model.set_submodule(name, made)
         elif isinstance(module, _BatchNorm) or {"running_mean", "running_var"} & set(buffers):
             raise ConfigError(
                 f"layer {name!r} ({kind}) normalises over the batch in a way that has no form for groups of images, so "

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from robust_train.models.activations import Activation, replace_relus
-from robust_train.models.front import FrontEnd, mount
 from robust_train.models.network import Network, Precision
-from robust_train.nouns import Model, Shape
+from robust_train.nouns import Edit, Model, Shape
 from robust_train.read.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model, and what stands around it: normalisation, BatchNorm groups, activation, checkpointing."""
+    """A model, what is changed in it, and what stands around it: normalisation, BatchNorm groups, checkpointing."""
 
     model: Model  # the model itself: {use: timm, name: resnet18}, {use: small-cnn}, ...
-    mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: the front's, the model's
-    std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: the front's or model's own, or 1
-    front: FrontEnd | None = None  # in place of the model's stem: {use: v1, ...}; null: the model's own stem
+    edits: tuple[Edit, ...] = ()  # changes of it, in this order: [{use: v1, ...}, {use: activation, name: softplus}]
+    mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: an edit's, the model's
+    std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: an edit's or the model's, or 1
     group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
-    activation: Activation | None = None  # in place of every ReLU (softplus: beta 10); null: the model's own
     checkpointing: bool = False  # recompute each block in the backward: less memory, one forward more an update
     channels_last: bool = False  # memory layout of images: faster convolutions on most devices
 
@@ -33,14 +32,19 @@ class Blueprint:
             raise ValueError(f"std={self.std} must be positive: pixels are divided by it")
 
     def build(self, classes: int, shape: Shape, precision: Precision, batch: int) -> Network:
-        """The network for images [B, *shape]. mean and std are numbers a channel, the first of three axes."""
+        """The network for samples [B, *shape]; mean and std are numbers a channel, the first of the last three axes.
+
+        ConfigError names the edit that cannot be made.
+        """
         model = self.model.build(classes, shape)
-        if self.activation is not None:
-            replace_relus(model, self.activation)
-        if self.front is not None:
-            mount(model, self.front, shape)
-        mean, std = self._normalisation(model, shape[-3])
         stages = tuple(self.model.stages(model))
+        for index, edit in enumerate(self.edits):
+            try:
+                edit(model, shape, classes)
+            except ConfigError as error:
+                raise ConfigError(f"run.network.edits[{index}] ({edit.use}): {error}") from error
+        layers = {name for name, _ in model.named_modules()}
+        mean, std = self._normalisation(model, shape[-3])
         network = Network(
             model,
             classes,
@@ -49,7 +53,7 @@ class Blueprint:
             min(self.group, batch),
             precision,
             self.channels_last,
-            stages,
+            tuple(name for name in stages if name in layers),
         )
         if self.checkpointing:
             from robust_train.models.checkpointing import checkpoint_blocks
@@ -58,13 +62,9 @@ class Blueprint:
         return network
 
     def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        own = getattr(model, "pretrained_cfg", None) or {}
         chosen = []
-        for name, given, neutral in (("mean", self.mean, 0.0), ("std", self.std, 1.0)):
-            if given is None and self.front is not None:
-                values = getattr(self.front, name)
-            else:
-                values = tuple(given if given is not None else own.get(name, (neutral,) * channels))
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            values = given if given is not None else next(self._wishes(model, name))
             if len(values) not in (1, channels):
                 if given is not None:
                     raise ConfigError(
@@ -74,3 +74,11 @@ class Blueprint:
                 values = (sum(values) / len(values),)
             chosen.append(values)
         return chosen[0], chosen[1]
+
+    def _wishes(self, model: nn.Module, name: str) -> Iterator[tuple[float, ...]]:
+        """What the edits, last to first, and the model itself want for `name`; at the end what changes nothing."""
+        yield from (wish for edit in reversed(self.edits) if (wish := getattr(edit, name)) is not None)
+        own: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+        if name in own:
+            yield tuple(own[name])
+        yield (0.0,) if name == "mean" else (1.0,)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from robust_train.models.shapes import square
-from robust_train.nouns import Model, Shape
+from robust_train.nouns import Edit, Shape
 from robust_train.read.errors import ConfigError
-from robust_train.read.registry import models
+from robust_train.read.registry import edits
 
 WIDE = 128  # ConvNeXt: first stages this wide (B and L) get a third convolution, narrower ones (T, S) two
 
 
-@models.register("convstem")
+@edits.register("convstem")
 @dataclass(frozen=True)
-class ConvStem(Model):
-    """A timm ViT or ConvNeXt with 3x3 convolutions in place of its patch embedding (Singh et al. 2023, "CvSt").
+class ConvStem(Edit):
+    """3x3 convolutions in place of the patch embedding of a timm ViT or ConvNeXt (Singh et al. 2023, "CvSt").
 
     arXiv 2303.01870; for ViT after Xiao et al. 2021 (arXiv 2106.14881). Each convolution is followed by LayerNorm over
     channels and GELU. The new stem begins at random, also where the model's weights come from a file. Tokens keep their
@@ -33,26 +32,20 @@ class ConvStem(Model):
     w = D / 8 in ViTs narrower than 384.
     """
 
-    model: Model  # the model whose stem is replaced: {use: timm, name: vit_small_patch16_224}
     width: int | None = None  # channels of a ViT's first convolution; null: 48, and D / 8 below D = 384
 
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1: channels of the first convolution")
 
-    def build(self, classes: int, shape: Shape) -> nn.Module:
-        model = self.model.build(classes, shape)
+    def __call__(self, model: nn.Module, shape: Shape, classes: int) -> None:
         channels, _ = square(shape, self.use)
         name, patchify = _patchify(model)
         if name == "stem.0":
-            setattr(model, "stem", _convnext_stem(channels, patchify.out_channels))  # noqa: B010
+            model.set_submodule("stem", _convnext_stem(channels, patchify.out_channels))
         else:
             made = _vit_stem(channels, patchify.out_channels, patchify.kernel_size[0], self.width)
-            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
-        return model
-
-    def stages(self, model: nn.Module) -> Iterator[str]:
-        yield from self.model.stages(model)
+            model.set_submodule(name, made)
 
 
 def _patchify(model: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -72,7 +65,7 @@ def _patchify(model: nn.Module) -> tuple[str, nn.Conv2d]:
             return name, found
     raise ConfigError(
         f"{type(model).__name__} has no patch embedding for a convolutional stem to replace (patch_embed.proj of a "
-        "ViT, stem of a ConvNeXt). Use the model without convstem."
+        "ViT, stem of a ConvNeXt). Leave convstem out."
     )
 
 

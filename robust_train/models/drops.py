@@ -39,7 +39,7 @@ def replace_drops(model: nn.Module, masks: Masks) -> list[str]:
         if module not in keyed:
             keyed[module] = made.train(module.training)
             names.append(name)
-        setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], made)
+        model.set_submodule(name, made)
     for name, module in list(model.named_modules()):
         if _rates(module).get("drop_rate") and "dropout" in _random_calls(module):
             hooked = _hook(module, KeyedDropout(float(module.drop_rate), len(names), masks).train(module.training))

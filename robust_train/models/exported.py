@@ -188,8 +188,8 @@ def config(network: Network, blueprint: Blueprint, shape: Shape, crop: float) ->
 
 
 def of_timm_alone(blueprint: Blueprint) -> bool:
-    """Whether timm by itself builds the model: one of timm's, with its own activations and stem."""
-    return isinstance(blueprint.model, Timm) and blueprint.activation is None and blueprint.front is None
+    """Whether timm by itself builds the model: one of timm's that nothing is changed in."""
+    return isinstance(blueprint.model, Timm) and not blueprint.edits
 
 
 def timm_arguments(model: Model, network: Network, shape: Shape) -> dict[str, Any]:
@@ -217,9 +217,9 @@ def architecture(model: Model) -> str:
 
 
 def described(blueprint: Blueprint, noise: Settlement | None = None) -> str:
-    """A model with the front end before it, and what became of its noise: "v1 + small-resnet, noise off"."""
-    front = "" if blueprint.front is None else f"{blueprint.front.use} + "
-    return front + architecture(blueprint.model) + ("" if noise is None else f", noise {noise}")
+    """A model with its edits, and what became of its noise: "small-resnet + v1, noise off"."""
+    edits = "".join(f" + {edit.use}" for edit in blueprint.edits)
+    return architecture(blueprint.model) + edits + ("" if noise is None else f", noise {noise}")
 
 
 def numbers(values: Tensor, channels: int) -> list[float]:

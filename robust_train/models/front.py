@@ -12,28 +12,31 @@ import torch
 from torch import nn
 
 from robust_train.models.shapes import square
-from robust_train.nouns import NetworkPart, Shape
+from robust_train.nouns import Edit, Shape
 from robust_train.read.errors import ConfigError
-from robust_train.read.registry import parts
+from robust_train.read.registry import edits
 
 VIT_WIDTH = 64  # channels between a front end and a ViT's patches: what ResNets have there
 
 
-class FrontEnd(NetworkPart, ABC):
-    """Images to the feature maps that a model's stem would give: [B, channels, H, W] to [B, width, H / s, W / s]."""
+class FrontEnd(Edit, ABC):
+    """In place of a model's stem, with as many feature maps: [B, channels, H, W] to [B, width, H / s, W / s]."""
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Taken off the pixels before it, where the run names none."""
+        """Middle grey is 0."""
         return (0.5,)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Pixels are divided by it."""
+        """Pixels reach from -1 to 1."""
         return (0.5,)
 
+    def __call__(self, model: nn.Module, shape: Shape, classes: int) -> None:
+        mount(model, self, shape)
+
     @abstractmethod
-    def build(self, channels: int, size: int, width: int) -> nn.Module:
+    def build(self, shape: Shape, width: int) -> nn.Module:
         """The module, with `width` feature maps; what of it is trained begins at random."""
 
     @property
@@ -42,7 +45,7 @@ class FrontEnd(NetworkPart, ABC):
         """s: pixels between two places of its feature maps."""
 
 
-@parts.register("conv")
+@edits.register("conv")
 @dataclass(frozen=True)
 class ConvFront(FrontEnd):
     """A convolution, BatchNorm, ReLU and max-pooling, all trained: a usual stem of another geometry, as a control.
@@ -64,8 +67,8 @@ class ConvFront(FrontEnd):
     def step(self) -> int:
         return self.stride * self.pool
 
-    def build(self, channels: int, size: int, width: int) -> nn.Module:
-        conv = nn.Conv2d(channels, width, self.ksize, self.stride, self.ksize // 2, bias=False)
+    def build(self, shape: Shape, width: int) -> nn.Module:
+        conv = nn.Conv2d(shape[0], width, self.ksize, self.stride, self.ksize // 2, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         pool = nn.MaxPool2d(3, self.pool, 1) if self.pool > 1 else nn.Identity()
         return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width), act=nn.ReLU(), pool=pool))
@@ -87,20 +90,20 @@ def mount(model: nn.Module, front: FrontEnd, shape: Shape) -> str:
     All other layers keep their names, so weights of them still load. ConfigError for a model without a known stem, or
     one that does not take what the front end gives.
     """
-    channels, size = square(shape, f"run.network.front: {front.use}")
+    _, size = square(shape, front.use)
     stem = find_stem(model)
     if stem.patch and stem.patch % front.step:
         raise ConfigError(
-            f"run.network.front: a place every {front.step} pixels does not divide patches of {stem.patch} pixels; "
+            f"a place every {front.step} pixels does not divide patches of {stem.patch} pixels; "
             "choose another stride, or another patch_size"
         )
-    made = front.build(channels, size, VIT_WIDTH if stem.patch else stem.width)
+    made = front.build(shape, VIT_WIDTH if stem.patch else stem.width)
     if stem.patch:
         side = stem.patch // front.step
         made = nn.Sequential(made, nn.Conv2d(VIT_WIDTH, stem.width, side, side))
-    _put(model, stem.name, made)
+    model.set_submodule(stem.name, made)
     for name in stem.ended:
-        _put(model, name, nn.Identity())
+        model.set_submodule(name, nn.Identity())
     training = model.training
     try:
         with torch.no_grad():
@@ -108,7 +111,7 @@ def mount(model: nn.Module, front: FrontEnd, shape: Shape) -> str:
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"run.network.front: {type(model).__name__} does not take its feature maps at {size} pixels ({reason}). "
+            f"{type(model).__name__} does not take its feature maps at {size} pixels ({reason}). "
             "Choose another stride, data.size or model."
         ) from error
     model.train(training)
@@ -122,7 +125,7 @@ def find_stem(model: nn.Module) -> Stem:
         if found is not None:
             return found
     raise ConfigError(
-        f"run.network.front: {type(model).__name__} has no stem that a front end can replace: it is done for ResNets "
+        f"{type(model).__name__} has no stem that a front end can replace: it is done for ResNets "
         "(conv1, bn1, maxpool), EfficientNets (conv_stem), ConvNeXts (stem.0), ViTs (patch_embed.proj), small-cnn, "
         "small-resnet and the CIFAR ResNets"
     )
@@ -163,8 +166,3 @@ def _sequential(model: Any) -> Stem | None:
 
 
 _STEMS: tuple[Callable[[Any], Stem | None], ...] = (_resnet, _efficientnet, _vit, _sequential)
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, layer)

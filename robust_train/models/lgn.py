@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from robust_train.keyed.noise import KeyedNoise
 from robust_train.losses import full
-from robust_train.nouns import NetworkPart
 from robust_train.read.errors import ConfigError
-from robust_train.read.registry import parts
 
 PPD = 32  # pixels a degree at which the radii are given
 FLOOR = 1e-12  # under the root of the contrast: at 0 its slope has no bound
@@ -54,9 +52,8 @@ MAGNO = Pathway(
 )
 
 
-@parts.register("lgn")
 @dataclass(frozen=True)
-class Subcortical(NetworkPart):
+class Subcortical:
     """Retina and LGN: light adaptation, centre and surround, contrast normalisation, noise; 4 cells.
 
         l = (x - m) / (m + 1e-5)                                     m: the mean of an image, over colours and pixels
@@ -90,7 +87,7 @@ class Subcortical(NetworkPart):
         """The module, for images of 3 channels, `size` pixels and `ppd` pixels a degree. ConfigError for others."""
         if channels != 3:
             raise ConfigError(
-                f"run.network.front.lgn: its cells oppose red, green and blue, and the images have {channels} "
+                f"lgn: its cells oppose red, green and blue, and the images have {channels} "
                 f"channel{'s' * (channels != 1)}. Take lgn: null, or images of 3 channels"
             )
         return SubcorticalBlock(self, size, ppd)

@@ -69,8 +69,7 @@ def settle(network: Any, to: Settlement, shape: Shape) -> None:
             "--noise out."
         )
     for name in _layers(network):
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, SettledNoise(found.get(name) if to == "fixed" else None))
+        network.set_submodule(name, SettledNoise(found.get(name) if to == "fixed" else None))
     for module in network.modules():
         if isinstance(module, Network):
             module.noisy = []

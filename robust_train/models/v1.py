@@ -20,13 +20,14 @@ from robust_train.losses import full
 from robust_train.models.front import FrontEnd
 from robust_train.models.gabor import Cells, Tables, kernels, sampled
 from robust_train.models.lgn import Subcortical
-from robust_train.read.registry import parts
+from robust_train.nouns import Shape
+from robust_train.read.registry import edits
 
 FLOOR = 1e-12  # under the root of complex cells: at 0 its slope has no bound
 SPONTANEOUS = 1e-4  # added to the variance of the noise
 
 
-@parts.register("v1")
+@edits.register("v1")
 @dataclass(frozen=True)
 class V1(FrontEnd):
     """Gabor filters with measured parameters, simple and complex cells, noise that grows with the response; fixed.
@@ -58,7 +59,7 @@ class V1(FrontEnd):
     noise_factor: float = 1.0  # p: times the noise; its square is the Fano factor
     relu_after: bool = True  # whether responses are cut at 0 after the noise; members of an ensemble should agree
     independent_quadrature_color: bool = False  # q_90 on a colour of its own, as the first published code drew it
-    lgn: Subcortical | None = None  # retina and LGN before it, {use: lgn}: its 4 channels take the colours' place
+    lgn: Subcortical | None = None  # retina and LGN before it; {}: as tuned; its 4 channels take the colours' place
 
     def __post_init__(self) -> None:
         if self.ksize < 1 or self.ksize % 2 == 0:
@@ -88,18 +89,19 @@ class V1(FrontEnd):
         """The parameters of its cells."""
         return sampled(self.simple, self.complex, self.tables, self.seed, self.sf_min, self.sf_max, self.sf_corr)
 
-    def build(self, channels: int, size: int, width: int) -> nn.Module:
-        return nn.Sequential(OrderedDict(**self.fixed(channels, size), bottleneck=bottleneck(self, width)))
+    def build(self, shape: Shape, width: int) -> nn.Module:
+        return nn.Sequential(OrderedDict(**self.fixed(shape), bottleneck=bottleneck(self, width)))
 
-    def fixed(self, channels: int, size: int) -> dict[str, nn.Module]:
+    def fixed(self, shape: Shape) -> dict[str, nn.Module]:
         """What of it is not trained, by name, in order: the LGN where there is one, and the block."""
+        channels, size = shape[0], shape[-1]
         if self.lgn is None:
             return {"block": V1Block(self, channels, size)}
         lgn = self.lgn.build(channels, size, size / self.visual_degrees)
         return {"lgn": lgn, "block": V1Block(self, self.lgn.channels, size)}
 
 
-@parts.register("v1-sum")
+@edits.register("v1-sum")
 @dataclass(frozen=True)
 class V1Sum(FrontEnd):
     """The sum of several V1 blocks before one bottleneck: the ensemble inside one network.
@@ -134,8 +136,8 @@ class V1Sum(FrontEnd):
     def step(self) -> int:
         return self.blocks[0].stride
 
-    def build(self, channels: int, size: int, width: int) -> nn.Module:
-        stacks = [list(block.fixed(channels, size).values()) for block in self.blocks]
+    def build(self, shape: Shape, width: int) -> nn.Module:
+        stacks = [list(block.fixed(shape).values()) for block in self.blocks]
         layers = [nn.Sequential(*stack) if len(stack) > 1 else stack[0] for stack in stacks]
         summed = SummedBlocks(layers, self.learned)
         return nn.Sequential(OrderedDict(block=summed, bottleneck=bottleneck(self.blocks[0], width)))

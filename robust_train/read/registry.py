@@ -25,10 +25,10 @@ from robust_train.nouns import (
     Attack,
     Augmentation,
     Dataset,
+    Edit,
     Evaluator,
     Mixing,
     Model,
-    NetworkPart,
     Noun,
     Objective,
     Schedule,
@@ -48,20 +48,20 @@ Number = float | Schedule
 class Registry(Mapping[str, type[Root]], Generic[Root]):
     """The classes of one noun by their `use:` names, sorted.
 
-    home: the package, or the one module, whose classes these are; imported when a name is first asked for. An error in
-    a module of it is raised as it is, at each look-up until it is mended.
+    homes: the packages, or single modules, whose classes these are; imported when a name is first asked for. An error
+    in a module of them is raised as it is, at each look-up until it is mended.
     """
 
-    def __init__(self, root: type, home: str | None = None) -> None:
-        self.root, self.home = root, home
+    def __init__(self, root: type, *homes: str) -> None:
+        self.root, self.homes = root, homes
         self._known: dict[str, type[Root]] = {}
-        self._filled = home is None
+        self._filled = not homes
         root.registry = self  # type: ignore[attr-defined]  # its subclasses find it there
         root.__get_pydantic_core_schema__ = classmethod(_schema)  # type: ignore[attr-defined]
 
     @property
     def noun(self) -> str:
-        """What one of them is called: "attack", "network part"."""
+        """What one of them is called: "attack", "edit"."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.root.__name__).lower()
 
     @property
@@ -70,9 +70,10 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         if not self._filled:
             self._filled = True  # a module at home may ask too, while it is imported
             try:
-                package = import_module(str(self.home))
-                for name in sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", ()))):
-                    import_module(f"{self.home}.{name}")
+                for home in self.homes:
+                    package = import_module(home)
+                    for name in sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", ()))):
+                        import_module(f"{home}.{name}")
             except BaseException:
                 self._filled = False
                 raise
@@ -82,7 +83,8 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         """A decorator, above `@dataclass(frozen=True)`. Raises ValueError for a name that is taken."""
 
         def add(cls: Registered) -> Registered:
-            known = self._known if f"{cls.__module__}.".startswith(f"{self.home}.") else self.known
+            ours = f"{cls.__module__}.".startswith(tuple(f"{home}." for home in self.homes))
+            known = self._known if ours else self.known
             if name in known and _place(known[name]) != _place(cls):  # the same class: its module is imported anew
                 raise ValueError(f"{self.noun} {name!r} is {known[name].__qualname__} already; take another name")
             if not issubclass(cls, self.root):
@@ -169,20 +171,20 @@ threats: Registry[Threat] = Registry(Threat, "robust_train.threats")
 attacks: Registry[Attack] = Registry(Attack, "robust_train.attacks")
 objectives: Registry[Objective] = Registry(Objective, "robust_train.objectives")
 models: Registry[Model] = Registry(Model, "robust_train.models")
-parts: Registry[NetworkPart] = Registry(NetworkPart, "robust_train.models")
+edits: Registry[Edit] = Registry(Edit, "robust_train.models", "robust_train.compress")
 datasets: Registry[Dataset] = Registry(Dataset, "robust_train.data")
 augmentations: Registry[Augmentation] = Registry(Augmentation, "robust_train.data")
 mixings: Registry[Mixing] = Registry(Mixing, "robust_train.data")
 schedules: Registry[Schedule] = Registry(Schedule, "robust_train.engines.schedule")
 evaluators: Registry[Evaluator] = Registry(Evaluator, "robust_train.evaluate")
-transforms: Registry[Transform] = Registry(Transform)
+transforms: Registry[Transform] = Registry(Transform, "robust_train.compress")
 
 registries: dict[str, Registry[Any]] = {
     "threats": threats,
     "attacks": attacks,
     "objectives": objectives,
     "models": models,
-    "parts": parts,
+    "edits": edits,
     "datasets": datasets,
     "augmentations": augmentations,
     "mixings": mixings,

@@ -26,7 +26,8 @@ from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.trained import network_of, recipe_of
 
 CNN = "model: {use: small-cnn, widths: [4, 8], strides: [2, 2]}"
-V1 = """front: {use: v1, visual_degrees: 1, ksize: 7, stride: 4, simple: 4, complex: 4, sf_max: 11.3, noise_scale: 2}
+V1 = """edits:
+  - {use: v1, visual_degrees: 1, ksize: 7, stride: 4, simple: 4, complex: 4, sf_max: 11.3, noise_scale: 2}
   model: {use: small-resnet, widths: [8, 8]}"""
 COURSE = Course(("contrast", "brightness"), chunk=16, images=40)
 PIECES = 3 * 11  # chunks of 16, 16 and 8; clean and two corruptions at five severities

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_train.models.activations import replace_relus
+from robust_train.models.activations import Activations, replace_relus
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallResNet
 from robust_train.models.timm import Timm
@@ -43,7 +43,7 @@ def test_no_relu_is_left_in_a_timm_model_that_keeps_its_weights_names(name: str)
 
 
 def test_the_activation_of_a_norm_is_replaced_before_the_norm_is_grouped() -> None:
-    network = Blueprint(Timm("resnetv2_18"), activation="gelu").build(10, (3, 32, 32), "fp32", 4)
+    network = Blueprint(Timm("resnetv2_18"), edits=(Activations("gelu"),)).build(10, (3, 32, 32), "fp32", 4)
     assert not [m for m in network.modules() if isinstance(m, nn.ReLU)]
     assert any(isinstance(norm.act, nn.GELU) for norm in network.batchnorms)
 
@@ -53,7 +53,9 @@ def test_a_smooth_network_has_a_smooth_loss() -> None:
 
     def slope(activation: str) -> Tensor:
         torch.manual_seed(0)
-        network = Blueprint(SmallResNet(), activation=activation).build(3, (1, 8, 8), "fp32", 1).double().eval()  # type: ignore[arg-type]
+        network = (
+            Blueprint(SmallResNet(), edits=(Activations(activation),)).build(3, (1, 8, 8), "fp32", 1).double().eval()
+        )  # type: ignore[arg-type]
         along = torch.rand(1, 1, 8, 8, dtype=torch.float64)
         steps = torch.linspace(0, 1, 401, dtype=torch.float64).view(-1, 1, 1, 1).requires_grad_()
         return torch.autograd.grad(network(steps * along)[:, 0].sum(), steps)[0].flatten()
@@ -67,7 +69,7 @@ def test_a_smooth_network_has_a_smooth_loss() -> None:
 
 def test_a_model_without_relu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has no ReLU for network\.activation=silu to replace"):
-        Blueprint(Timm("test_vit", patch_size=8), activation="silu").build(10, (3, 32, 32), "fp32", 4)
+        Blueprint(Timm("test_vit", patch_size=8), edits=(Activations("silu"),)).build(10, (3, 32, 32), "fp32", 4)
 
 
 def test_a_relu_that_is_called_as_a_function_is_refused_not_left() -> None:

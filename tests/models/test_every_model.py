@@ -11,7 +11,6 @@ from torch import nn
 from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.cifar_resnet import WideResNet
-from robust_train.models.convstem import ConvStem
 from robust_train.models.timm import Timm
 from robust_train.nouns import Model
 from robust_train.read.errors import ConfigError
@@ -20,7 +19,6 @@ from robust_train.read.registry import models
 
 GIVEN: dict[str, Model] = {  # where a field has no default, or the default is large
     "timm": Timm("test_resnet"),
-    "convstem": ConvStem(Timm("test_vit", patch_size=8)),
     "wide-resnet": WideResNet(10, 2),
 }
 every = pytest.mark.parametrize("use", list(models))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from robust_train.__main__ import main
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.cifar_resnet import PreActResNet, WideResNet
 from robust_train.models.front import find_stem, mount
+from robust_train.models.lgn import Subcortical
 from robust_train.models.small_cnn import SmallCNN, SmallResNet
 from robust_train.models.timm import Timm
 from robust_train.models.v1 import V1, V1Sum
@@ -146,7 +147,7 @@ def test_a_front_end_brings_its_own_normalisation_unless_the_run_says_otherwise(
     """Middle grey is 0; timm's ResNets alone would take ImageNet's mean and deviation off."""
 
     def normalised(channels: int = 3, model: Model = Timm("test_resnet"), **said: object):
-        blueprint = Blueprint(model, front=SMALL, group=2, **said)  # type: ignore[arg-type]
+        blueprint = Blueprint(model, edits=(SMALL,), group=2, **said)  # type: ignore[arg-type]
         network = blueprint.build(5, (channels, 32, 32), "fp32", 4)
         return network.mean.flatten().tolist(), network.std.flatten().tolist()
 
@@ -158,7 +159,7 @@ def test_a_front_end_brings_its_own_normalisation_unless_the_run_says_otherwise(
 
 
 def test_a_network_knows_its_noise_and_trains_all_but_the_filters() -> None:
-    network = Blueprint(SmallResNet(), front=SMALL, group=2).build(5, (3, 32, 32), "fp32", 4)
+    network = Blueprint(SmallResNet(), edits=(SMALL,), group=2).build(5, (3, 32, 32), "fp32", 4)
     assert network.noisy == ["stem.block.noise"]
     images = torch.rand(4, 3, 32, 32)
     network(images).square().sum().backward()
@@ -177,21 +178,24 @@ def test_a_sum_of_blocks_is_mounted_like_a_block() -> None:
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def with_front(folder: Path, front: str) -> Run:
+def with_edits(folder: Path, edits: str) -> Run:
     path = folder / "run.yaml"
-    path.write_text(f"base: {CONFIGS}/v1/cifar-member.yaml\nnetwork:\n  front: {front}\n", encoding="utf-8")
+    path.write_text(f"base: {CONFIGS}/v1/cifar-member.yaml\nnetwork:\n  edits: {edits}\n", encoding="utf-8")
     return Run.load(path)
 
 
 def test_a_run_says_its_front_end(tmp_path: Path) -> None:
-    run = Run.load(CONFIGS / "v1" / "cifar-member.yaml")
-    assert run.network.front == V1(1, 15, 2, 64, 64, sf_max=11.3, k_exc=23.5, noise_scale=0.286, noise_level=0.071,
-                                   relu_after=False)  # fmt: skip
-    low = with_front(tmp_path, "{sf_min: 0.5, sf_max: 2.0, noise: null}").network.front
-    assert (low.sf_min, low.sf_max, low.noise, low.k_exc) == (0.5, 2.0, None, 23.5)
+    member = CONFIGS / "v1" / "cifar-member.yaml"
+    v1 = V1(1, 15, 2, 64, 64, sf_max=11.3, k_exc=23.5, noise_scale=0.286, noise_level=0.071, relu_after=False)
+    assert Run.load(member).network.edits == (v1,)
+    low = Run.load(member, ["network.edits.0.sf_min=0.5", "network.edits.0.noise=null", "network.edits.0.lgn={}"])
+    assert low.network.edits == (replace(v1, sf_min=0.5, noise=None, lgn=Subcortical()),)
+    assert Run.load(low.dump()) == low
     blocks = "[{use: v1, seed: 1, stride: 2}, {use: v1, seed: 2, stride: 2, tables: uniform}]"
-    summed = with_front(tmp_path, f"{{use: v1-sum, blocks: {blocks}, learned: true}}")
-    assert summed.network.front == V1Sum((V1(seed=1, stride=2), V1(seed=2, stride=2, tables="uniform")), learned=True)
+    summed = with_edits(tmp_path, f"[{{use: v1-sum, blocks: {blocks}, learned: true}}]")
+    assert summed.network.edits == (
+        V1Sum((V1(seed=1, stride=2), V1(seed=2, stride=2, tables="uniform")), learned=True),
+    )
     assert Run.load(summed.dump()) == summed
 
 
@@ -199,18 +203,18 @@ def test_a_run_says_its_front_end(tmp_path: Path) -> None:
     ("front", "words"),
     [
         ("{use: v2}", "v2"),
-        ("{ksize: 14}", "ksize=14 must be odd"),
-        ("{tables: 2022}", "tables"),
-        ("{kernel: 15}", "kernel.*did you mean|no such field"),
+        ("{use: v1, ksize: 14}", "ksize=14 must be odd"),
+        ("{use: v1, tables: 2022}", "tables"),
+        ("{use: v1, kernel: 15}", "kernel.*did you mean|no such field"),
     ],
 )
 def test_a_front_end_that_is_said_wrongly_is_told(tmp_path: Path, front: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)run\.network\.front.*({words})"):
-        with_front(tmp_path, front)
+    with pytest.raises(ConfigError, match=rf"(?s)run\.network\.edits\[0\].*({words})"):
+        with_edits(tmp_path, f"[{front}]")
 
 
-def test_the_list_of_parts_shows_the_front_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--list", "parts"])
+def test_the_list_of_edits_shows_the_front_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--list", "edits"])
     printed = capsys.readouterr().out
-    for words in ("v1 ", "v1-sum", "visual_degrees", "noise_factor", "sf_max", "learned"):
+    for words in ("v1 ", "v1-sum", "visual_degrees", "noise_factor", "sf_max", "learned", "activation", "convstem"):
         assert words in printed

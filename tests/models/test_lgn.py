@@ -49,7 +49,7 @@ def uniform_image(red: float, green: float, blue: float, size: int = 12) -> Tens
 
 def network(front: V1 | V1Sum = FRONT) -> Network:
     torch.manual_seed(0)
-    return Blueprint(SmallCNN(), front=front, group=4).build(10, (3, 32, 32), "fp32", 4).eval()
+    return Blueprint(SmallCNN(), edits=(front,), group=4).build(10, (3, 32, 32), "fp32", 4).eval()
 
 
 # -- the definition ---------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_v1_behind_it_sees_pixels_as_they_are_and_four_channels() -> None:
 
 @pytest.mark.parametrize(("simple", "complex_"), [(12, 8), (256, 256), (7, 4)])
 def test_each_channel_is_dealt_a_quarter_of_the_cells(simple: int, complex_: int) -> None:
-    made = replace(FRONT, simple=simple, complex=complex_).build(3, 32, 4).block
+    made = replace(FRONT, simple=simple, complex=complex_).build((3, 32, 32), 4).block
     shares = torch.bincount(made.sampled[:, 5].long(), minlength=4)
     assert shares.max() - shares.min() <= 1
     assert int(shares.sum()) == simple + complex_
@@ -255,7 +255,7 @@ def test_each_channel_is_dealt_a_quarter_of_the_cells(simple: int, complex_: int
 
 def test_cells_are_the_same_with_and_without_it() -> None:
     """All but the channels that they see."""
-    with_it, without = FRONT.build(3, 32, 4).block, replace(FRONT, lgn=None).build(3, 32, 4).block
+    with_it, without = FRONT.build((3, 32, 32), 4).block, replace(FRONT, lgn=None).build((3, 32, 32), 4).block
     assert torch.equal(with_it.sampled[:, :5], without.sampled[:, :5])
 
 

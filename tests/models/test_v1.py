@@ -261,7 +261,7 @@ def test_the_seed_of_the_cells_alone_decides_the_filters() -> None:
 
 def test_the_trained_part_is_one_convolution_initialised_by_fan_out() -> None:
     torch.manual_seed(0)
-    built = V1(visual_degrees=1.0, stride=2, ksize=9).build(3, 32, 64)
+    built = V1(visual_degrees=1.0, stride=2, ksize=9).build((3, 32, 32), 64)
     parameters = dict(built.named_parameters())
     assert {name: value.shape for name, value in parameters.items()} == {"bottleneck.weight": (64, 512, 1, 1)}
     assert float(parameters["bottleneck.weight"].detach().std()) == pytest.approx(math.sqrt(2 / 64), rel=0.03)
@@ -331,7 +331,7 @@ def test_weights_of_a_sum_begin_at_one_and_are_trained_where_it_says_so() -> Non
 
 
 def test_a_sum_builds_one_bottleneck_behind_its_blocks() -> None:
-    built = V1Sum((SMALL, replace(SMALL, seed=1)), learned=True).build(3, 16, 10)
+    built = V1Sum((SMALL, replace(SMALL, seed=1)), learned=True).build((3, 16, 16), 10)
     assert isinstance(built, nn.Sequential)
     assert built(torch.rand(2, 3, 16, 16)).shape == (2, 10, 8, 8)
     assert {name for name, _ in built.named_parameters()} == {"block.weight", "bottleneck.weight"}

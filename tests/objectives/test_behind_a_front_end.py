@@ -14,7 +14,7 @@ from tests.examples import examples
 from tests.teachers import FRONT
 from tests.toys import toy_run, trained
 
-NETWORK = Blueprint(SmallCNN((6, 6), (2, 1)), front=FRONT, group=4)
+NETWORK = Blueprint(SmallCNN((6, 6), (2, 1)), edits=(FRONT,), group=4)
 
 
 @pytest.mark.parametrize("name", examples(1))

@@ -15,7 +15,7 @@ from tools.bench import banks, main, measure, measure_front
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 MEMBER = DEMO.parent / "v1" / "cifar-member.yaml"
-FRONT = ["network.front.simple=6", "network.front.complex=4", "engine.micro_batch=2", "network.group=2"]
+FRONT = ["network.edits.0.simple=6", "network.edits.0.complex=4", "engine.micro_batch=2", "network.group=2"]
 QUICK = ["network.model={use: small-cnn, widths: [4], strides: [4]}", "engine.micro_batch=32"]
 
 
@@ -36,7 +36,7 @@ def test_the_figures_are_shown_and_written(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_front_end_is_measured_beside_the_stem_it_replaces() -> None:
-    figures = measure_front(MEMBER, [*FRONT, "network.front.lgn={use: lgn}"], rounds=1)
+    figures = measure_front(MEMBER, [*FRONT, "network.edits.0.lgn={}"], rounds=1)
     parts = {name.removeprefix("ratio/") for name in figures if name.startswith("ratio/")}
     alone = {"stem", "front", "front without noise", "lgn without noise"}
     alone |= {"bank, grouped", "bank, dense", "bank, two dense", "network, own stem", "network, front"}
@@ -46,7 +46,7 @@ def test_a_front_end_is_measured_beside_the_stem_it_replaces() -> None:
 
 
 def test_the_banks_that_are_compared_are_the_same_kernels() -> None:
-    block = Run.load(MEMBER, FRONT).network.front.build(3, 32, 8).block
+    block = Run.load(MEMBER, FRONT).network.edits[0].build((3, 32, 32), 8).block
     images = torch.rand(2, 3, 32, 32)
     one, *others = (bank(images) for bank in banks(block).values())
     assert one.shape == (2, 6 + 2 * 4, 16, 16)
@@ -60,5 +60,5 @@ def test_the_front_end_s_figures_are_shown(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_run_without_a_front_end_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is no v1"):
+    with pytest.raises(ConfigError, match="name no v1"):
         measure_front(DEMO, [], rounds=1)

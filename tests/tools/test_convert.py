@@ -17,6 +17,7 @@ from robust_train.checkpoint import write
 from robust_train.data.shards import Shards
 from robust_train.losses import cross_entropy
 from robust_train.models import exported
+from robust_train.models.activations import Activations
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallResNet
 from robust_train.models.timm import Timm
@@ -123,7 +124,7 @@ def test_the_averaged_weights_are_written_unless_the_raw_ones_are_asked_for(smal
 
 def test_an_activation_that_timm_does_not_have_is_no_model_of_timms(tmp_path):
     """Softplus in place of ReLU changes no tensor's name: timm would load the weights and answer otherwise."""
-    blueprint = Blueprint(Timm("test_resnet"), activation="softplus")
+    blueprint = Blueprint(Timm("test_resnet"), edits=(Activations("softplus"),))
     network = blueprint.build(10, (3, 32, 32), "fp32", 1).eval()
     exported.write_folder(network, blueprint, (3, 32, 32), 0.875, tmp_path)
     images = torch.rand(2, 3, 32, 32)
@@ -131,7 +132,7 @@ def test_an_activation_that_timm_does_not_have_is_no_model_of_timms(tmp_path):
         torch.testing.assert_close(exported.read_folder(tmp_path)(images), network(images))
     said = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert "model_args" not in said
-    assert said["network"]["activation"] == "softplus"
+    assert said["network"]["edits"] == [{"use": "activation", "name": "softplus"}]
 
 
 def test_a_program_takes_any_batch_and_has_the_networks_image_gradient(colour, tmp_path):

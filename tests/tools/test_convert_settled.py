@@ -103,7 +103,7 @@ def test_noise_that_is_drawn_is_refused_by_every_form_with_what_to_say(study, tm
 def test_a_v1_front_end_without_noise_needs_no_word_about_it(tmp_path):
     from dataclasses import replace
 
-    plan = replace(BEHIND_V1, front=replace(SIGHT, noise=None))
+    plan = replace(BEHIND_V1, edits=(replace(SIGHT, noise=None),))
     main([str(saved(tmp_path / "quiet", plan, NOWHERE)), "--to", "export", "--out", str(tmp_path / "quiet.pt2")])
     agrees(torch.export.load(tmp_path / "quiet.pt2").module(), robust_train.load(tmp_path / "quiet"))
 
@@ -120,11 +120,11 @@ def test_a_folder_says_what_became_of_the_noise_and_is_read_so(study, tmp_path, 
 def test_a_timm_model_behind_a_front_end_is_none_that_timm_builds(tmp_path):
     from dataclasses import replace
 
-    plan = Blueprint(Timm("test_resnet"), front=replace(SIGHT, noise=None, stride=4))
+    plan = Blueprint(Timm("test_resnet"), edits=(replace(SIGHT, noise=None, stride=4),))
     assert not exported.of_timm_alone(plan)
     assert exported.of_timm_alone(Blueprint(Timm("test_resnet")))
-    assert exported.described(plan, None) == "v1 + test_resnet"
-    assert exported.described(plan, "off") == "v1 + test_resnet, noise off"
+    assert exported.described(plan, None) == "test_resnet + v1"
+    assert exported.described(plan, "off") == "test_resnet + v1, noise off"
     folder = saved(tmp_path / "run", plan, NOWHERE)
     main([str(folder), "--to", "timm", "--out", str(tmp_path / "folder")])
     with torch.no_grad():

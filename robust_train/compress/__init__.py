@@ -1,0 +1,1 @@
+"""A trained network in another structure: smaller, faster, and as robust as it can be held."""
