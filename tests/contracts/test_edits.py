@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_train.engines.optim import Optimiser
+from robust_train.engines.optim import build
 from robust_train.models.activations import Activations
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.convstem import ConvStem
@@ -21,6 +21,7 @@ from robust_train.read.errors import ConfigError
 from robust_train.read.help import summary, undocumented
 from robust_train.read.parse import parse, tree_of
 from robust_train.read.registry import edits
+from robust_train.settings.optimiser import Optimiser
 
 SIZE = 32
 CELLS = V1(visual_degrees=1.0, ksize=5, stride=2, simple=4, complex=4)
@@ -177,7 +178,7 @@ def test_edits_are_made_in_order_and_one_that_cannot_be_is_named() -> None:
 
 def test_what_a_vit_does_not_decay_is_not_decayed_after_an_edit() -> None:
     network = Blueprint(Timm("test_vit", patch_size=8), (ConvStem(),)).build(7, (3, SIZE, SIZE), "fp32", 4)
-    groups = Optimiser(weight_decay=0.1, decay_all=True).build(network).param_groups
+    groups = build(Optimiser(weight_decay=0.1, decay_all=True), network).param_groups
     spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     names = {name for name, p in network.model.named_parameters() if id(p) in spared}
     assert {"pos_embed", "cls_token"} <= names
