@@ -68,7 +68,7 @@ def test_a_smooth_network_has_a_smooth_loss() -> None:
 
 
 def test_a_model_without_relu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.network\.edits\[0\] \(activation\): .* has no ReLU for silu to replace"):
+    with pytest.raises(ConfigError, match=r"edits\[0\] \(activation\): .* has no ReLU for silu to replace"):
         Blueprint(Timm("test_vit", patch_size=8), edits=(Activations("silu"),)).build(10, (3, 32, 32), "fp32", 4)
 
 
