@@ -24,11 +24,11 @@ class Pyramid(Threat):
         clips="each":  x_0 = x,  x_l = clip(x_{l-1} + m_l U_l(clip(z_l, -eps, eps)), 0, 1),  x' = x_L     (its code)
         step:          z_s' = clip(z_s + size sign(dl/dz_s), -eps, eps)
 
-    U_s repeats each entry over its patch. The step's gradient goes back through the clips: a pixel beyond the box passes
-    none to the levels before it, and one exactly at 0 or 1 half of it, as in the authors' code, where min and max share
-    a tie out (torch.clamp would pass all of it). Herrmann et al. 2022 (arXiv 2111.15121, section 3.2). Their images are
-    in [-1, 1] and ours in [0, 1], so their eps 6/255 and step 1/255 are eps 3/255 and step_size 0.5/255 here. `z` is a
-    tuple of [B, C, H / s, W / s], one for each level.
+    U_s repeats each entry over its patch. The step's gradient goes back through the clips: a pixel beyond the box
+    passes none to the levels before it, and one exactly at 0 or 1 half of it, as in the authors' code, where min and
+    max share a tie out (torch.clamp would pass all of it). Herrmann et al. 2022 (arXiv 2111.15121, section 3.2). Their
+    images are in [-1, 1] and ours in [0, 1], so their eps 6/255 and step 1/255 are eps 3/255 and step_size 0.5/255
+    here. `z` is a tuple of [B, C, H / s, W / s], one for each level.
     """
 
     eps: Number  # largest offset of every level before its multiplier, pixels in [0, 1]: half of the paper's number

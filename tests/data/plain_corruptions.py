@@ -110,7 +110,7 @@ def along_a_line(x, radius, sigma, angle):
 
 
 def motion_blur(x, c, key):
-    return np.round(255 * along_a_line(x, *c, -45 + 90 * drawn(uniform, key, 1)[0])) / 255
+    return np.floor(255 * along_a_line(x, *c, -45 + 90 * drawn(uniform, key, 1)[0]) + 1e-6) / 255
 
 
 def clipped_zoom(x, factor):
@@ -135,7 +135,7 @@ def snow(x, c, key):
     layer = clipped_zoom(mean + deviation * drawn(normal, key.of("flakes"), *x.shape[:2])[..., None], factor)
     layer[layer < threshold] = 0
     layer = np.floor(255 * layer.clip(0, 1))
-    layer = np.round(along_a_line(layer, radius, sigma, -135 + 90 * drawn(uniform, key.of("wind"), 1)[0])) / 255
+    layer = np.floor(along_a_line(layer, radius, sigma, -135 + 90 * drawn(uniform, key.of("wind"), 1)[0]) + 1e-6) / 255
     white = np.maximum(x, 1.5 * luminance(x)[..., None] + 0.5)
     return keep * x + (1 - keep) * white + layer + np.rot90(layer, k=2)
 
@@ -257,7 +257,7 @@ def spatter(x, c, key):
     for i in range(len(x)):
         for j in range(len(x)):
             if len(edges):
-                distance[i, j] = min(20.0, np.sqrt(((edges - (i, j)) ** 2).sum(axis=1)).min())
+                distance[i, j] = min(20.0, chamfer(*np.sort(np.abs(edges - (i, j)), axis=1).T).min())
     box = np.full((3, 3), 1 / 9)
     relief = np.floor(ndimage.correlate(distance, box, mode="mirror") + 1e-6).astype(int)
     values, counts = np.unique(relief, return_counts=True)
@@ -270,6 +270,13 @@ def spatter(x, c, key):
     light = depth * np.round(ndimage.correlate(lit.clip(0, 255), box, mode="mirror"))
     light = light / light.max() if light.any() else light
     return x + amount * light[..., None] * np.array([175, 238, 238]) / 255
+
+
+def chamfer(least, most):
+    """Moves of 1, 1.4 and 2.1969 pixels in closed form: knight's moves, and straight or diagonal ones for the rest."""
+    flat = 2.1969 * least + (most - 2 * least)
+    steep = 2.1969 * (most - least) + 1.4 * (2 * least - most)
+    return np.where(most >= 2 * least, flat, steep)
 
 
 def canny(levels):

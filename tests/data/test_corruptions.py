@@ -16,6 +16,7 @@ from scenes import scenes, write_frost
 from robust_train.data.corruptions import BENCHMARK, CATEGORIES, NAMES, SEVERITIES, VALIDATION, blur, corrupt, named
 from robust_train.data.corruptions.benchmark import parameters
 from robust_train.data.corruptions.generate import levels
+from robust_train.data.corruptions.spatter import chamfer
 from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError, DataError
 
@@ -246,6 +247,28 @@ def test_motion_draws_a_point_out_to_one_side_only():
     lit = corrupt(image, "motion_blur", 5, keyed(0))[0, 0].nonzero()
     assert len(lit) > 5
     assert lit[:, 1].max() == 16
+
+
+@pytest.mark.parametrize("name", ["motion_blur", "snow"])
+def test_imagemagick_cuts_grey_levels_off_and_its_hdri_builds_round_them(name):
+    """A cut lies half a level lower in the mean; of snow's two layers each, where it lies at all."""
+    images = scenes(64, 4)
+    cut, rounded = (corrupt(images, name, 3, keyed(0, 1, 2, 3), hdri=hdri).int() for hdri in (False, True))
+    difference = (rounded - cut).double()
+    assert set(difference.unique().tolist()) <= ({0, 1} if name == "motion_blur" else {0, 1, 2})
+    assert 0.45 < float(difference.mean()) < 0.55 if name == "motion_blur" else 0 < float(difference.mean()) < 1
+
+
+def test_distances_of_spatter_are_by_straight_diagonal_and_knights_moves():
+    """From one edge: Borgefors' 5 x 5 chamfer in closed form, within 2 % of Euclid's, and 20 beyond."""
+    edges = np.zeros((41, 51), dtype=bool)
+    edges[20, 25] = True
+    i, j = np.abs(np.arange(41) - 20)[:, None], np.abs(np.arange(51) - 25)
+    closed = plain_corruptions.chamfer(np.minimum(i, j), np.maximum(i, j)).clip(0, 20)
+    assert np.abs(chamfer(edges, 20) - closed).max() < 1e-12
+    near = (closed < 20) & (closed > 0)
+    assert np.abs(closed / np.where(near, np.hypot(i, j), 1) - 1)[near].max() < 0.021
+    assert (chamfer(np.zeros((4, 4), dtype=bool), 20) == 20).all()
 
 
 def test_snow_is_the_same_when_turned_by_half_a_turn():

@@ -25,16 +25,16 @@ MEAN_DIFFERENCE = {  # grey levels, at most; most agree in every pixel
     "speckle_noise": 0.001,
     "shot_noise": 0.001,
     "gaussian_blur": 0.001,
-    "defocus_blur": 0.001,
-    "glass_blur": 0.002,
-    "motion_blur": 0.51,  # it cuts fractions off where ImageMagick rounds
+    "defocus_blur": 0.005,  # its kernel is float32: some pixels fall to the other side of a whole number
+    "glass_blur": 0.005,  # its whole numbers are cut before rounding is given back
+    "motion_blur": 0.003,  # fractions that lie within rounding of a whole grey level
     "fog": 0.001,
     "brightness": 0.001,
     "contrast": 0.001,
     "saturate": 0.001,
     "jpeg_compression": 0.001,
     "pixelate": 0.001,  # its enlarging by the nearest pixel is ours where blocks are whole
-    "spatter": 0.01,  # its chamfer distances are within 2 % of Euclid's
+    "spatter": 0.001,
 }
 
 
@@ -54,9 +54,9 @@ def peer(monkeypatch: pytest.MonkeyPatch):
     return found
 
 
-def scene() -> torch.Tensor:
+def scene(number: int) -> torch.Tensor:
     """[3, 224, 224] uint8: smooth colours."""
-    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(3))
+    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(number))
     fine = torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
     return (255 * fine[0].clamp(0, 1)).to(torch.uint8)
 
@@ -97,10 +97,11 @@ class Drawn:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("severity", [1, 5])
+@pytest.mark.parametrize("number", [3, 8])
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", MEAN_DIFFERENCE)
-def test_corruptions_are_the_peers_when_both_are_given_the_same_numbers(name, severity, peer, monkeypatch):
-    image, key = scene(), Key(4).rows(torch.tensor([11]))
+def test_corruptions_are_the_peers_when_both_are_given_the_same_numbers(name, severity, number, peer, monkeypatch):
+    image, key = scene(number), Key(4).rows(torch.tensor([11 + number]))
     ours = corrupt(image[None], name, severity, key)[0].numpy().astype(float)
     seen = Image.fromarray(image.permute(1, 2, 0).numpy())
     with monkeypatch.context() as patch:
@@ -109,4 +110,6 @@ def test_corruptions_are_the_peers_when_both_are_given_the_same_numbers(name, se
         theirs = np.asarray(getattr(peer, name)(seen, severity))
     # what rounding took off a whole number is given back, as `generate.levels` does
     theirs = np.floor(theirs.astype(float) + 1e-6).transpose(2, 0, 1)
-    assert np.abs(ours - theirs).mean() <= MEAN_DIFFERENCE[name]
+    difference = np.abs(ours - theirs)
+    assert difference.mean() <= MEAN_DIFFERENCE[name]
+    assert difference.max() <= (1 if name != "glass_blur" else 2)

@@ -10,6 +10,8 @@ import torch
 
 from robust_train.keyed import Key, integers, uniform
 
+HAIR = 1e-6  # grey levels; what rounding may take off a whole number is given back before the fraction is cut off
+
 
 def gaussian(x: np.ndarray, sigma: float, key: Key) -> np.ndarray:
     """Convolved with a Gaussian of `sigma` pixels, cut at 4 sigma; the border is continued."""
@@ -61,7 +63,7 @@ def glass(x: np.ndarray, c: tuple[float, int, int], key: Key) -> np.ndarray:
     """
     sigma, most, rounds = c
     size = x.shape[-1]
-    moved = np.floor(255 * smoothed(x, sigma) + 1e-6).reshape(*x.shape[:2], -1)
+    moved = np.floor(255 * smoothed(x, sigma) + HAIR).reshape(*x.shape[:2], -1)
     for turn in range(rounds):
         shift = integers(key.at(turn), (len(x), 2, size, size), 2 * most).numpy() - most
         moved = np.take_along_axis(moved, sources(shift, most)[:, None], axis=2)
@@ -90,10 +92,15 @@ def sources(shift: np.ndarray, most: int) -> np.ndarray:
     return pointer[:, :n] - n
 
 
-def motion(x: np.ndarray, c: tuple[int, float], key: Key) -> np.ndarray:
-    """Drawn out along a line at an angle of U(-45, 45) degrees; c = (radius, sigma). Grey levels are rounded."""
+def motion(x: np.ndarray, c: tuple[int, float], key: Key, hdri: bool = False) -> np.ndarray:
+    """Drawn out along a line at an angle of U(-45, 45) degrees; c = (radius, sigma). The result has 8 bits."""
     angles = -45 + 90 * uniform(key, (len(x), 1), dtype=torch.float64).numpy()[:, 0]
-    return np.rint(255 * drawn_out(x, *c, angles)) / 255
+    return whole(255 * drawn_out(x, *c, angles), hdri) / 255
+
+
+def whole(levels: np.ndarray, hdri: bool) -> np.ndarray:
+    """Grey levels as ImageMagick writes them: fractions cut off (common builds, Q16), or rounded (HDRI builds)."""
+    return np.rint(levels) if hdri else np.floor(levels + HAIR)
 
 
 def drawn_out(x: np.ndarray, radius: int, sigma: float, angles: np.ndarray) -> np.ndarray:

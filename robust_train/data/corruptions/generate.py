@@ -13,11 +13,11 @@ from torch import Tensor
 
 from robust_train.data.corruptions import blur, digital, noise, spatter, weather
 from robust_train.data.corruptions.benchmark import parameters
+from robust_train.data.corruptions.blur import HAIR
 from robust_train.keyed import Key
 from robust_train.keyed.draws import rows_of
 
 VALUES = 2**22  # pixel values that are worked on at a time: bounds the memory, never the result
-HAIR = 1e-6  # grey levels; what rounding may take off a whole number is given back before the fraction is cut off
 
 Made = Callable[[np.ndarray, Any, Key], np.ndarray]
 """Images [B, C, H, W] in [0, 1], float64; a severity's parameters; a key with B rows -> images, not yet clipped."""
@@ -44,13 +44,16 @@ _MADE: dict[str, Made] = {
 }
 
 
-def corrupt(images: Tensor, name: str, severity: int, key: Key, frost: str | Path | None = None) -> Tensor:
+def corrupt(
+    images: Tensor, name: str, severity: int, key: Key, frost: str | Path | None = None, hdri: bool = False
+) -> Tensor:
     """Images uint8 [B, C, H, W] (C 1 or 3; 224, 64 or 32 pixels square) corrupted, uint8, on the device they came on.
 
         floor(255 clip(corrupted(k / 255), 0, 1))
 
     key: its rows are the samples' identities, so that every network sees the same pixels, whatever the chunk. Computed
-    on the CPU in float64: the device decides nothing. frost: the folder of the textures, for `frost` alone. Raises
+    on the CPU in float64: the device decides nothing. frost: the folder of the textures, for `frost` alone. hdri: round
+    the grey levels of motion blur and snow as ImageMagick's HDRI builds do, where its common ones cut them off. Raises
     ConfigError for a name, severity or size that does not exist, or frost without a folder.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
@@ -59,6 +62,8 @@ def corrupt(images: Tensor, name: str, severity: int, key: Key, frost: str | Pat
         raise ValueError(f"images {list(images.shape)} are not square: corruptions are defined for square ones")
     c = parameters(name, images.shape[-1], severity)
     made = partial(weather.frost, folder=frost) if name == "frost" else _MADE[name]
+    if name in ("motion_blur", "snow"):
+        made = partial(made, hdri=hdri)
     drawn = key.of(name).at(severity).rows(rows_of(key, len(images), "cpu"))
     out = torch.empty_like(images, device="cpu")
     for rows in torch.arange(len(images)).split(max(1, VALUES // images[0].numel())) if len(images) else ():

@@ -12,6 +12,14 @@ from robust_train.keyed import Key, normal
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 WEAK, STRONG = 50, 150  # Canny's thresholds
 FAR = 20  # pixels: beyond that a drop is as deep as it gets
+UNIT = 10_000  # of distances: they are whole numbers of it
+MOVES = tuple(  # (rows, columns, cost in 10^-4 pixels) of a 5 x 5 chamfer
+    (rows, columns, cost)
+    for away, cost in (((0, 1), 10_000), ((1, 1), 14_000), ((1, 2), 21_969))
+    for rows in range(-2, 3)
+    for columns in range(-2, 3)
+    if tuple(sorted((abs(rows), abs(columns)))) == away
+)
 TILT = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])  # lights drops from one side
 
 
@@ -40,17 +48,33 @@ def spatter(x: np.ndarray, c: tuple[float, ...], key: Key) -> np.ndarray:
 def water(depth: np.ndarray) -> np.ndarray:
     """[H, W] in [0, 1]: how much light drops of a depth (whole numbers to 255) add: depth times a lit relief.
 
-    The relief is the distance from the drops' edges (up to 20 pixels; Euclid's, where OpenCV has a chamfer within 2 %),
-    smoothed, equalised, lit from one side, smoothed. Divided by its largest value; 0 where there is no drop.
+    The relief is the distance from the drops' edges (`chamfer`, up to 20 pixels), smoothed, equalised, lit from one
+    side, smoothed. Divided by its largest value; 0 where there is no drop.
     """
-    from scipy.ndimage import correlate, distance_transform_edt
+    from scipy.ndimage import correlate
 
-    edges = canny(depth, WEAK, STRONG)
-    distance = distance_transform_edt(~edges) if edges.any() else np.full(depth.shape, float(FAR))
-    relief = equalised(np.floor(_box(np.minimum(distance, FAR)) + 1e-6).astype(int))
+    relief = equalised(np.floor(_box(chamfer(canny(depth, WEAK, STRONG), FAR)) + 1e-6).astype(int))
     lit = np.rint(_box(correlate(relief, TILT, mode="mirror").clip(0, 255)))
     light = depth * lit
     return light / max(light.max(), 1)
+
+
+def chamfer(edges: np.ndarray, most: int) -> np.ndarray:
+    """[H, W]: the distance from the nearest edge by moves of 1 (straight), 1.4 (diagonal) and 2.1969 (a knight's).
+
+    Within 2 % of Euclid's, and `most` from there on. Borgefors 1986's 5 x 5 mask with OpenCV's costs. Each round lets
+    every distance spread by one move, until none does.
+    """
+    found = np.where(edges, 0, most * UNIT)
+    while True:
+        padded = np.pad(found, 2, constant_values=most * UNIT)
+        best = found
+        for rows, columns, cost in MOVES:
+            moved = padded[2 + rows : 2 + rows + found.shape[0], 2 + columns : 2 + columns + found.shape[1]] + cost
+            best = np.minimum(best, moved)
+        if np.array_equal(best, found):
+            return found / UNIT
+        found = best
 
 
 def canny(levels: np.ndarray, weak: float, strong: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robust_train.data.corruptions.blur import drawn_out, enlarged
+from robust_train.data.corruptions.blur import drawn_out, enlarged, whole
 from robust_train.keyed import Key, integers, normal, uniform
 from robust_train.read.errors import ConfigError, DataError
 
@@ -22,7 +22,7 @@ def grey(x: np.ndarray) -> np.ndarray:
     return x if x.shape[1] == 1 else np.einsum("bchw,c->bhw", x, LUMINANCE)[:, None]
 
 
-def snow(x: np.ndarray, c: tuple[float, ...], key: Key) -> np.ndarray:
+def snow(x: np.ndarray, c: tuple[float, ...], key: Key, hdri: bool = False) -> np.ndarray:
     """Flakes drawn out by the wind, the same turned by 180 degrees, and a whitened image.
 
         b x + (1 - b) max(x, 3/2 grey(x) + 1/2) + s + rot180(s)
@@ -37,7 +37,7 @@ def snow(x: np.ndarray, c: tuple[float, ...], key: Key) -> np.ndarray:
     )
     flakes = np.floor(255 * np.where(flakes < threshold, 0, flakes).clip(0, 1))
     angles = -135 + 90 * uniform(key.of("wind"), (len(x), 1), dtype=torch.float64).numpy()[:, 0]
-    layer = np.rint(drawn_out(flakes, int(radius), sigma, angles))[:, None] / 255
+    layer = whole(drawn_out(flakes, int(radius), sigma, angles), hdri)[:, None] / 255
     whitened = b * x + (1 - b) * np.maximum(x, 1.5 * grey(x) + 0.5)
     return whitened + layer + layer[..., ::-1, ::-1]
 
