@@ -178,7 +178,7 @@ def test_within_a_distance_the_same_images_are_near_enough(norm):
     images, labels = pictures(network)
     attack = FAB(BALLS[norm](0.1), 12, 3, compact=4)
     anywhere = attack.nearest(network, images, labels, KEY[:16]).distance
-    middle = float(anywhere.median())
+    middle = float(anywhere.sort().values[7:9].mean())  # between two images: at one, rounding would decide on it
     within = attack.nearest(network, images, labels, KEY[:16], within=middle).distance
     assert torch.equal(within <= middle, anywhere <= middle)
     assert_close(within[anywhere > middle], anywhere[anywhere > middle])

@@ -269,7 +269,7 @@ def test_a_sum_of_blocks_has_one_before_each() -> None:
 
 
 def test_its_noise_is_a_function_of_the_key_and_the_image_s_row() -> None:
-    built, images, row = network(), pixels(4, 32, dtype=torch.float32), torch.tensor([7, 3, 11, 2])
+    built, images, row = network().double(), pixels(4, 32), torch.tensor([7, 3, 11, 2])
 
     def seen(key: Key, some: slice = slice(None)) -> Tensor:
         with built.noise(key.rows(row[some])):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from judged_network import NAMES, exhibit, exhibits, report, tree
 from PIL import Image
+from torch.testing import assert_close
 
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate.trial import CLEAN, Column, Trial
@@ -246,7 +247,9 @@ def test_those_shown_are_the_most_wrong_and_of_the_standing_those_that_any_attac
     seen = [(one.sample, one.fallen, round(one.margin, 3), int(one.pixels[1, 0, 0, 0])) for one in shown]
     assert seen == [(10, True, -2.0, 1), (11, True, -1.0, 2), (14, False, 0.2, 2), (12, False, 0.3, 1)]
     assert [one.label for one in shown] == [0, 1, 1, 2]
-    assert torch.equal(shown[0].logits, network(torch.full((2, 1, 4, 4), 1 / 255)).detach())
+    expected = network(torch.full((2, 1, 4, 4), 1 / 255)).detach()
+    # 16 products and a bias of at most 1/4 each, added in whatever order: 17 roundings of at most eps/2 of their sum
+    assert_close(shown[0].logits, expected, rtol=0, atol=17 * torch.finfo().eps * (1 / 4 + 16 / 4 / 255))
     fewer = chosen(network, Verdicts(sample, labels, columns, pieces), Plan(trials, 3, 5), each=1)
     assert [one.sample for one in fewer] == [10, 14]
     # where the point that felled 11 was not kept, the one before is none that did
