@@ -222,7 +222,7 @@ def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
 
 def picture(run: Run, engine: Engine, attack: Attack, count: int = 8) -> bytes:
     """A PNG of the first validation images, clean, attacked, and their difference, with what the network says."""
-    batch = next(run.data.validation_batches(Place(), count, count)).to(engine.device, engine.dtype)
+    batch = next(filter(len, run.data.validation_batches(Place(), count))).to(engine.device, engine.dtype)
     key = Key(run.seed).of("picture").rows(batch.sample)
     with engine.using_average(), judged(engine.module, key), torch.no_grad():
         adversarial = attack(engine.module, batch.images, batch.targets, key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,8 @@ class Batch:
     targets [B] int64 labels, or [B, C] float distributions.
     position [B] int64: the place in the global batch. sample [B] int64: the identity in the data set.
     extra: what a data set adds, each [B, ...]; else empty. views: further views of the same samples, each like images.
+    broken [B]: 1 where another sample stands in for one that cannot be read; None where there are none, and always in
+    validation, whose batches leave such samples out.
     """
 
     images: Tensor
@@ -41,6 +44,7 @@ class Batch:
     sample: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     views: Mapping[str, Tensor] = field(default_factory=dict)
+    broken: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -65,6 +69,7 @@ class Batch:
             change(self.sample),
             {name: change(tensor) for name, tensor in self.extra.items()},
             {name: change(tensor) for name, tensor in self.views.items()},
+            None if self.broken is None else change(self.broken),
         )
 
 
@@ -262,7 +267,11 @@ class Dataset(Noun):
             """This rank's share of each global batch, uint8, from update `start` on, without end."""
 
         def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
-            """This rank's chunks of consecutive validation images, uint8."""
+            """This rank's chunks of consecutive validation images, uint8; `Place.numbered` says which each is.
+
+            Chunk i holds positions i chunk to (i + 1) chunk, those of broken samples left out: then it is smaller, or
+            empty, and no other chunk, position or key is another for it.
+            """
 
 
 class Augmentation(Noun):
@@ -299,3 +308,7 @@ class Place:
     def leads(self) -> bool:
         """Whether this process writes the job's records."""
         return self.rank == 0
+
+    def numbered(self, chunks: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
+        """This rank's validation chunks, each with its number: rank, rank + world, rank + 2 world, ..."""
+        return zip(count(self.rank, self.world), chunks, strict=False)

@@ -203,8 +203,8 @@ def images_of(asked: argparse.Namespace, subject: Subject, trained: Trained) -> 
     from robust_train.nouns import Place
 
     try:
-        batches = subject.images().validation_batches(Place(), asked.images, asked.images)
-        return next(batches).to("cpu").images, "validation images"
+        batches = subject.images().validation_batches(Place(), asked.images)
+        return next(filter(len, batches)).to("cpu").images, "validation images"
     except RunError as error:
         if asked.data is not None:
             raise

@@ -136,8 +136,6 @@ def held_out(data: Dataset, images: int | None, skip: int, chunk: int = 256) -> 
 
     for batch in data.validation_batches(Place(), chunk, None if images is None else skip + images):
         wanted = batch.position >= skip
-        if "broken" in batch.extra:
-            wanted &= batch.extra["broken"] == 0
         if bool(wanted.any()):
             yield batch[wanted]
 

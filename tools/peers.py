@@ -188,8 +188,8 @@ def main(words: Sequence[str]) -> None:
     budget = Budget(threat, asked.steps, size, network.classes, asked.seed, asked.auto_steps, asked.queries)
     chosen = choose(pairs(budget), asked.rows)
     packages = {pair.package: version(pair.package) for pair in chosen if installed(pair)}
-    batches = [batch.to(device) for batch in subject.images().validation_batches(Place(), asked.chunk, asked.images)]
-    batches = [batch[batch.extra["broken"] == 0] if "broken" in batch.extra else batch for batch in batches]
+    chunks = subject.images().validation_batches(Place(), asked.chunk, asked.images)
+    batches = [batch.to(device) for batch in chunks if len(batch)]
     rows: list[Row] = []
     with telling() as tell:
         for at, pair in enumerate(chosen):

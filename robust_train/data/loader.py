@@ -64,13 +64,16 @@ def evenly(place: Place, chunk: int, total: int, limit: int | None) -> Generator
 
 @dataclass(frozen=True)
 class Decoded:
-    """A task done. broken [n]: 1 where another sample stands in for a broken one. faults: what was wrong, by sample."""
+    """A task done. faults: what was wrong, by sample; broken [n]: 1 where another sample stands in for such a one.
+
+    broken is None where such rows are left out.
+    """
 
     images: Tensor
     targets: Tensor
     position: Tensor
     sample: Tensor
-    broken: Tensor
+    broken: Tensor | None
     faults: dict[int, tuple[int, str]]  # sample -> (shard, what is said of it)
 
     def pin_memory(self) -> Decoded:
@@ -80,7 +83,7 @@ class Decoded:
             self.targets.pin_memory(),
             self.position.pin_memory(),
             self.sample.pin_memory(),
-            self.broken.pin_memory(),
+            None if self.broken is None else self.broken.pin_memory(),
             self.faults,
         )
 
@@ -89,7 +92,8 @@ class Decoded:
 class Decoder:
     """Tasks to images. Holds no state that its results depend on, so any number of copies may share the work.
 
-    A broken sample's place is taken by the next good sample of its shard, whoever finds it broken and wherever.
+    In training a broken sample's place is taken by the next good sample of its shard, whoever finds it broken and
+    wherever; in evaluation it is left out: nothing stands for what is judged.
     """
 
     source: Source
@@ -123,12 +127,18 @@ class Decoder:
             except Undecodable as error:
                 broken[row] = 1
                 faults[sample] = record.shard, f"sample {record.key} {error}"
+                if self.augment is None:
+                    continue
                 record, image = self.stand_in(sample, record)
             if not 0 <= record.label < self.classes:
                 raise Refusal(record.shard, label_refusal(record, self.classes))
             images[row] = self.finished(image, Key(task.seed).at(sample).seed)
             targets[row] = record.label
-        return Decoded(images, targets, torch.from_numpy(task.position), torch.from_numpy(task.sample), broken, faults)
+        position, sample = torch.from_numpy(task.position), torch.from_numpy(task.sample)
+        if self.augment is not None:
+            return Decoded(images, targets, position, sample, broken, faults)
+        whole = broken == 0
+        return Decoded(images[whole], targets[whole], position[whole], sample[whole], None, faults)
 
     def decoded(self, record: Record) -> Image:
         """The image of a record. Undecodable, with the reason, where the record is broken in any way."""
@@ -199,7 +209,7 @@ def batches(
                 raise DataError(f"shard {names[shard]} {message}")
             for sample, (shard, fault) in result.faults.items():
                 allowance.add(sample, f"shard {names[shard]}: {fault}")
-            yield Batch(result.images, result.targets, result.position, result.sample, {"broken": result.broken})
+            yield Batch(result.images, result.targets, result.position, result.sample, broken=result.broken)
     finally:
         tasks.close()  # what reads ahead ends with who asked for it
 

@@ -31,7 +31,7 @@ class Shards(Dataset):
 
     The images of an update are a function of (seed, update) alone: neither ranks nor workers nor accumulation change
     them. An epoch has floor(n / batch) updates; the n mod batch samples left over are others in each epoch. A broken
-    sample's place is taken by the next good one of its shard, and `Batch.extra["broken"]` is 1 there.
+    sample's place is taken by the next good one of its shard, and `Batch.broken` is 1 there; validation leaves it out.
     """
 
     train: str | tuple[str, ...]  # training shards: paths, folders, globs, brace lists, pipe: commands, http(s) URLs
@@ -128,8 +128,8 @@ class Shards(Dataset):
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """This rank's chunks of `chunk` consecutive validation images, as evaluation sees them, uint8.
 
-        Chunk i of the first `limit` images goes to rank i mod world; the last one may be smaller. `position` counts
-        through the validation set.
+        Chunk i of the first `limit` images goes to rank i mod world; the last one may be smaller, and any where samples
+        are broken. `position` counts through the validation set.
         """
         total = self.validation_size()
         images = total if limit is None else min(limit, total)

@@ -162,7 +162,7 @@ class Shift(Dataset, ABC):
         source = kept.source
         names = tuple(shard.name for shard in source.shards) if isinstance(source, Indexed) else (source.place.name,)
         for batch in batches(decoder, tasks, place, self.workers, names, Allowance(self.missing, total)):
-            yield replace(batch, extra={**batch.extra, "right": self._right_classes(batch.sample)})
+            yield replace(batch, extra={"right": self._right_classes(batch.sample)})
 
     # -- what it is made of -----------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class Engine(ABC):
         self._losses = []
         batch = batch.to(self.device, self.dtype)
         if getattr(self.run.data, "missing", 0):  # broken samples are allowed, so they are counted
-            self._broken = batch.extra["broken"].sum()
+            self._broken = batch.broken.sum() if batch.broken is not None else batch.position.new_zeros(())
         for start in range(0, len(batch), self.micro_batch):
             yield batch[start : start + self.micro_batch]
 

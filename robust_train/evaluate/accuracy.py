@@ -33,6 +33,8 @@ def tally(network: Any, batches: Iterable[Batch], attack: Attack | None, key: Ke
     """[images, right when clean, right when attacked], summed over the batches (float64, on the device)."""
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for batch in batches:
+        if not len(batch):
+            continue
         batch = batch.to(device, dtype)
         clean, robust, _ = verdicts(network, batch, attack, key)
         sums += torch.stack([clean.new_tensor(float(len(batch))), clean.sum(), robust.sum()]).double()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import pickle
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from robust_train.evaluate.trial import CLEAN
 from robust_train.evaluate.work import Plan, Verdicts
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
-from robust_train.nouns import Attack, Batch, Dataset, PerImage, Place, Threat, number
+from robust_train.nouns import Attack, Dataset, PerImage, Place, Threat, number
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.parse import tree_of
 
@@ -108,7 +108,8 @@ def judged(
     gaps = checked(points, data, threat, images, chunk, source)
     given = Saved(threat, source, checksum(points), gaps)
     given.__dict__["_points"] = points  # in place of what a file gives
-    count, _, right = tally(network, _whole(data, chunk, images), given, Key(0), device, torch.float32).tolist()
+    batches = data.validation_batches(Place(), chunk, images)
+    count, _, right = tally(network, batches, given, Key(0), device, torch.float32).tolist()
     return Figure(given.label, right, int(count), number(threat.eps), tree_of(given), threat.use)  # type: ignore[attr-defined]
 
 
@@ -198,7 +199,7 @@ def checked(
     sample: list[int] = []
     labels: list[int] = []
     far = []
-    for batch in _whole(data, chunk, images):
+    for batch in filter(len, data.validation_batches(Place(), chunk, images)):
         batch = batch.to("cpu")
         mine = points[len(sample) : len(sample) + len(batch)].float()
         if mine.shape[1:] != batch.images.shape[1:]:
@@ -252,12 +253,6 @@ def _refuse_outside(points: Tensor, far: Tensor, threat: Threat, sample: list[in
             for what, (rows, cure) in wrong.items()
         ]
         raise DataError("\n".join(f"{source}: {line}" for line in lines))
-
-
-def _whole(data: Dataset, chunk: int, images: int | None) -> Iterator[Batch]:
-    """The validation images in order, without the broken ones."""
-    for batch in data.validation_batches(Place(), chunk, images):
-        yield batch[batch.extra["broken"] == 0] if "broken" in batch.extra else batch
 
 
 def _note(path: Path) -> Path:

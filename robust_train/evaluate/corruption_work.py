@@ -131,11 +131,9 @@ class Course:
         mine = [number for number, _ in self._chunks(data) if number % place.world == place.rank]
         if all((number, name) in done for number in mine for name in names):
             return  # nothing is decoded in vain
-        for raw in data.validation_batches(place, self.chunk, self.images):
-            number = int(raw.position[0]) // self.chunk
+        for number, raw in place.numbered(data.validation_batches(place, self.chunk, self.images)):
             lacking = [name for name in names if (number, name) not in done]
-            sound = raw[raw.extra["broken"] == 0] if "broken" in raw.extra else raw
-            batch = sound.to(place.device) if lacking else sound
+            batch = raw.to(place.device) if lacking else raw
             for name in lacking:
                 yield (number, name), batch
 

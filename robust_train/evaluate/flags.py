@@ -60,8 +60,6 @@ def looked(
     The network is as the caller gave it, and is left so. Costs 11 forwards, and 12 more and two gradients for each
     threat model; 20 times the latter for a network with randomness of its own.
     """
-    if "broken" in batch.extra:
-        batch = batch[batch.extra["broken"] == 0]
     mode = set_to_train(network)
     with judged(network), seeded(network, key.of("looked"), batch):
         randomised = random_forward(network, batch)

@@ -94,8 +94,8 @@ class Robustness(Evaluator):
         deal: Deal | None = None,
     ) -> tuple[Verdicts, Plan, tuple[Flag, ...]]:
         """Every verdict, what they were made by, and what was seen of the network beforehand."""
-        first = next(iter(data.validation_batches(Place(), self.chunk, self.images)), None)
-        if first is None or not len(first):
+        first = next(filter(len, data.validation_batches(Place(), self.chunk, self.images)), None)
+        if first is None:
             raise ConfigError("there are no images to judge: name validation shards (tools.eval: --data)")
         classes = network.classes if hasattr(network, "classes") else data.classes
         seen = flags.looked(network, first.to(device), classes, key, self.tagged, self.attack)

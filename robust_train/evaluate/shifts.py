@@ -121,10 +121,9 @@ def judge(
         mine = range(place.rank, len(portion.counts(shift)), place.world)
         if all((number, name) in done for number in mine):
             continue  # nothing is decoded in vain
-        for raw in shift.validation_batches(place, portion.chunk, portion.images):
-            at = int(raw.position[0]) // portion.chunk, name
-            if at not in done:
-                yield at, _right(network, shift, raw[raw.extra["broken"] == 0].to(place.device), key).cpu()
+        for number, raw in place.numbered(shift.validation_batches(place, portion.chunk, portion.images)):
+            if (number, name) not in done:
+                yield (number, name), _right(network, shift, raw.to(place.device), key).cpu()
 
 
 def _right(network: Any, shift: Shift, batch: Batch, key: Key) -> Tensor:

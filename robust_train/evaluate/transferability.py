@@ -184,11 +184,10 @@ class Transferability:
             raise ConfigError("a matrix of transfers needs two networks at least: name another checkpoint")
         plan = self.plan(len(networks), data.classes)
         kept = store(plan)
-        for raw in data.validation_batches(Place(device=str(device)), self.chunk, self.images):
-            at = int(raw.position[0]) // self.chunk
-            batch = (raw[raw.extra["broken"] == 0] if "broken" in raw.extra else raw).to(device)
-            if len(batch):
-                self._chunk(list(networks.items()), batch, at, plan, kept, watch)
+        place = Place(device=str(device))
+        for at, raw in place.numbered(data.validation_batches(place, self.chunk, self.images)):
+            if len(raw):
+                self._chunk(list(networks.items()), raw.to(device), at, plan, kept, watch)
         if not kept.done:
             raise ConfigError("there are no images to try networks on: name validation shards (--data)")
         return self.matrix(tuple(networks), kept.verdicts())

@@ -83,10 +83,7 @@ def work(
     A piece is a function of the network, the chunk and the plan alone: of no device, rank or earlier run.
     """
     key = Key(plan.seed)
-    for raw in data.validation_batches(place, plan.chunk, plan.images):
-        number = int(raw.position[0]) // plan.chunk
-        if "broken" in raw.extra:
-            raw = raw[raw.extra["broken"] == 0]
+    for number, raw in place.numbered(data.validation_batches(place, plan.chunk, plan.images)):
         columns: dict[str, Column] = {}
         batch: Batch | None = None
         for trial in plan.trials:

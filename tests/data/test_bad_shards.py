@@ -77,7 +77,7 @@ def test_the_next_good_sample_of_the_shard_stands_in_for_a_broken_one(tmp_path, 
         for rank in range(world):
             for batch in islice(data.batches(Place(rank, world), 4, 0, 0), 3):
                 shown |= dict(zip(batch.sample.tolist(), number_of(batch.images), strict=True))
-                marked |= set(batch.sample[batch.extra["broken"] == 1].tolist())
+                marked |= set(batch.sample[batch.broken == 1].tolist())
                 assert batch.targets.tolist() == [label_of(shown[s]) for s in batch.sample.tolist()]
         assert shown == {n: {5: 7, 6: 7, 11: 0}.get(n, n) for n in range(12)}
         assert marked == {5, 6, 11}
@@ -243,4 +243,4 @@ def test_settings_out_of_range_are_refused(fields):
 def test_broken_marks_are_floats_of_the_batch(tmp_path):
     write(tmp_path, {})
     batch = next(shards(tmp_path).batches(Place(), 4, 0, 0))
-    assert torch.equal(batch.extra["broken"], torch.zeros(4))
+    assert torch.equal(batch.broken, torch.zeros(4))

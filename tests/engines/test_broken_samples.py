@@ -24,7 +24,7 @@ class SomeBroken(ToyImages):
 
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         for update, good in enumerate(super().batches(place, batch, seed, start), start):
-            yield replace(good, extra={"broken": (good.position < update).float()})
+            yield replace(good, broken=(good.position < update).float())
 
 
 class Kept:

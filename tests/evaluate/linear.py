@@ -53,4 +53,5 @@ class Middling:
 
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         for rows in torch.arange(min(limit or len(self.images), len(self.images))).split(chunk):
-            yield Batch(self.images[rows], self.targets[rows], rows, rows, {"broken": self.broken[rows]})
+            rows = rows[self.broken[rows] == 0]
+            yield Batch(self.images[rows], self.targets[rows], rows, rows)
