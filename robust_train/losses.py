@@ -58,6 +58,11 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return (own - other).masked_fill(~z.isfinite().all(1), -torch.inf)
 
 
+def overtaking(logits: Tensor, targets: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y, [B]: the margin as a loss, above 0 where the network is wrong."""
+    return -margin(logits, targets)
+
+
 def dlr(logits: Tensor, targets: Tensor) -> Tensor:
     """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), [B]: the margin in units that no scale of the logits changes.
 

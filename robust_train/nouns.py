@@ -160,18 +160,55 @@ class Threat(Noun, ABC):
         return torch.where(keep.view(-1, *[1] * (z.dim() - 1)), z, other)
 
 
+class Goal(ABC):
+    """What an attack raises, made anew for the images of each call: a divergence, a distance to a guide, a loss."""
+
+    @abstractmethod
+    def of(self, network: Any, images: Tensor, targets: Tensor, key: Any) -> Score:
+        """What is asked about points of these images, each by its row.
+
+        Called once a call, inside the attack's modes: its BatchNorm, its first masks, parameters frozen. What it looks
+        at (the clean image's answer, a guide's features) it looks at here; that costs what it costs, once. key: names
+        the images' rows.
+        """
+
+
+@dataclass(frozen=True)
+class Raising(Goal):
+    """The goal of a loss of each image alone: Raising(cross_entropy)."""
+
+    loss: PerImage
+    against: Tensor | None = None  # [B, ...] what it compares the logits with, in place of the targets
+
+    def of(self, network: Any, images: Tensor, targets: Tensor, key: Any) -> Score:
+        reference = targets if self.against is None else self.against
+
+        def score(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            logits = network(points)
+            return self.loss(logits, reference[rows]), logits
+
+        return score
+
+
 class Attack(Noun, ABC):
     """A search in a threat model for what fools a network. Network parameters, modes and gradients stay untouched."""
 
     threat: Threat
 
     @abstractmethod
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, loss: PerImage | None = None) -> Tensor:
-        """Adversarial images in [0, 1], inside the threat model, without a graph. loss: what it raises."""
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
+        """Adversarial images in [0, 1], inside the threat model, without a graph. goal: what it raises; None: its own.
+
+        Raises ValueError for a goal where it raises none.
+        """
 
     @abstractmethod
     def cost(self) -> float:
-        """What a call costs, in forward passes of the images."""
+        """What a call costs, in forward passes of the images, beside what making its goal does."""
+
+    def goals(self) -> int:
+        """How often a call makes its goal."""
+        return int(self.cost() > 0)
 
     @property
     def label(self) -> str:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.attacked import Drops, Norm, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing, wide
 from robust_train.keyed import Key, normal, uniform
-from robust_train.losses import correct, cross_entropy, dlr, full, labels_of, targeted_dlr
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.losses import correct, cross_entropy, dlr, targeted_dlr
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 from robust_train.threats.l1 import L1, project_l1_box
@@ -38,7 +39,7 @@ class APGD(Attack):
     eta = eps at first.
 
     Untargeted it raises the cross-entropy or the DLR; with `targets` = T the targeted DLR towards each of the T
-    likeliest wrong classes of the clean image in turn. A loss given by the caller is raised in place of its own.
+    likeliest wrong classes of the clean image in turn. A goal given by the caller is raised by untargeted runs.
     keep "fooled": an attack to judge by; images that fell are set aside. keep "best": the point of the largest loss,
     for training; of fixed size, without a read of the device. As in the authors' code the first step's loss is compared
     with 0, not with the start's.
@@ -80,26 +81,36 @@ class APGD(Attack):
         looks = 2 * self.steps + (len(WIDE) if isinstance(self.threat, L1) else 1)
         return 2 + self.restarts * max(1, self.targets) * (looks * self.eot + 1)
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         if self.keep == "fooled":
-            return self.search(network, images, targets, key, loss).found
-        key = key if key.row is not None else key.rows(torch.arange(len(images)))
+            return self.search(network, images, targets, key, goal).found
+        key = key.naming(images)
         with attacked(network, self.norm, key):
-            return self._ascend(Sight(network, self, loss), images, targets, None, key.of("run").at(0), None)
+            see = Sight(network, images, targets, key, goal or self._own, self.drops, self.eot)
+            return self._ascend(see, images, see.every, key.of("run").at(0), None)
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
         """What stands and what fell, with the points found."""
+        key = key.naming(images)
         with attacked(network, self.norm, key):
             standing = Standing(network, images, targets, key, self.compact)
-            sight = Sight(network, self, loss)
+            see = None
             for run, rank in self._runs(standing.logits.shape[1]):
                 if not standing.count:
                     break
-                goals = None if rank is None else standing.likeliest(rank)
-                began = standing.key.of("run").at(run)
-                standing.close(self._ascend(sight, standing.images, standing.targets, goals, began, standing))
+                if rank is not None:
+                    aims = torch.stack([standing.chunk_labels, standing.likeliest(rank)], 1)
+                    see = Sight(network, images, targets, key, Raising(_towards, aims), self.drops, self.eot)
+                elif see is None:
+                    see = Sight(network, images, targets, key, goal or self._own, self.drops, self.eot)
+                began = key.of("run").at(run)
+                standing.close(self._ascend(see, standing.images, standing.row, began, standing))
         return standing
+
+    @property
+    def _own(self) -> Goal:
+        return Raising(dlr if self.loss == "dlr" else cross_entropy)
 
     def _runs(self, classes: int) -> Iterator[tuple[int, int | None]]:
         """(number, rank of the target among the clean image's logits or None) of every run."""
@@ -110,23 +121,21 @@ class APGD(Attack):
         ranks: list[int | None] = [*range(1, min(self.targets, classes - 1) + 1)] or [None]
         yield from enumerate(rank for rank in ranks for _ in range(self.restarts))
 
-    def _ascend(
-        self, sight: Sight, images: Tensor, targets: Tensor, goals: Tensor | None, key: Key, standing: Standing | None
-    ) -> Tensor:
+    def _ascend(self, see: Sight, images: Tensor, row: Tensor, key: Key, standing: Standing | None) -> Tensor:
         """The best point [b, ...] of one run, of the rows that are left."""
         phases = WIDE if isinstance(self.threat, L1) and standing is not None else ((1.0, 1.0),)
         lengths = [int(share * self.steps) for _, share in phases[:-1]]
         lengths.append(self.steps - sum(lengths))
         widest = replace(self.threat, eps=phases[0][0] * number(self.threat.eps))  # type: ignore[type-var]
-        point = images if self.start == "zero" else _start(widest, images, key.of("start"))
+        point = images if self.start == "zero" else _start(widest, images, key[row].of("start"))
         for (factor, _), steps in zip(phases, lengths, strict=True):
             if steps < 1 or (standing is not None and not standing.count):
                 continue
             ball = replace(self.threat, eps=factor * number(self.threat.eps))  # type: ignore[type-var]
             last = factor == 1.0  # only there a point counts
             top = self.top if factor == phases[0][0] else None
-            walk = _Walk(ball, steps, top, images, targets, goals, key.row)  # type: ignore[arg-type]
-            point = walk.run(sight, point, key, standing if last else None)
+            walk = _Walk(ball, steps, top, images, row)
+            point = walk.run(see, point, key, standing if last else None)
         return point
 
 
@@ -147,30 +156,9 @@ def checkpoints(steps: int, sparse: bool = False) -> tuple[int, ...]:
     return tuple(found)
 
 
-class Sight:
-    """What an attack sees of a network at a point: the loss it raises, its gradient, and whether it is fooled."""
-
-    def __init__(self, network: Any, attack: APGD, loss: PerImage | None) -> None:
-        self.network, self.attack = network, attack
-        self.loss = loss or (dlr if attack.loss == "dlr" else cross_entropy)
-
-    def __call__(
-        self, point: Tensor, targets: Tensor, goals: Tensor | None, key: Key, step: int, gradient: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss [b], gradient [b, ...] or zeros, fooled [b]) averaged over the attack's draws."""
-        labels = labels_of(targets)
-        draws = self.attack.eot
-        with torch.set_grad_enabled(gradient):
-            point = point.detach().requires_grad_(gradient)
-            value, logits = point.new_zeros(()), point.new_zeros(())
-            for draw in range(draws):
-                with masks(self.network, self.attack.drops, key.of("drops"), step * draws + draw):
-                    seen = full(self.network(point))
-                logits = logits + seen.detach() / draws
-                raised = self.loss(seen, targets) if goals is None else targeted_dlr(seen, labels, goals)
-                value = value + raised / draws
-            slope = torch.autograd.grad(value.sum(), point)[0] if gradient else torch.zeros_like(point)
-        return value.detach(), slope, correct(logits, labels) == 0
+def _towards(logits: Tensor, aims: Tensor) -> Tensor:
+    """The targeted DLR for labels and classes [b, 2]."""
+    return targeted_dlr(logits, *aims.unbind(1))
 
 
 @dataclass(frozen=True)
@@ -178,9 +166,7 @@ class _Climb:
     """Where a run stands, a row an image."""
 
     images: Tensor
-    targets: Tensor
-    goals: Tensor | None
-    row: Tensor  # of the key
+    row: Tensor  # of the chunk
     point: Tensor
     before: Tensor
     slope: Tensor
@@ -204,27 +190,28 @@ class _Walk:
     steps: int
     top: float | None  # L1: share of the pixels that the first steps move; None: as many as the start's sparsity says
     images: Tensor
-    targets: Tensor
-    goals: Tensor | None
-    row: Tensor
+    row: Tensor  # [b] which of the images that the goal was made for
 
-    def run(self, sight: Sight, point: Tensor, key: Key, standing: Standing | None) -> Tensor:
+    def run(self, see: Sight, point: Tensor, key: Key, standing: Standing | None) -> Tensor:
         """The point of the largest loss, [b, ...]; with `standing`, of the rows that still stand."""
         point = self.images + self.ball.project(self.images, point - self.images)
-        loss, slope, fooled = sight(point, self.targets, self.goals, key, 0)
+        loss, slope, logits = see.slope(point, key[self.row], 0, self.row)
         climb = self._begin(point, loss, slope)
         if standing is not None:
-            standing.note(fooled, point)
+            standing.note(correct(logits, standing.labels) == 0, point)
         sparse = isinstance(self.ball, L1)
         checks, before = checkpoints(self.steps, sparse), 0
         for step in range(self.steps):
             climb = _stepped(climb, self.ball, step)
             ends = step + 1 == self.steps  # no step follows: a forward without a gradient is enough
-            where = key.rows(climb.row)
-            loss, slope, fooled = sight(climb.point, climb.targets, climb.goals, where, step + 1, not ends)
+            where = key[climb.row]
+            if ends:
+                (loss, logits), slope = see.look(climb.point, where, step + 1, climb.row), climb.slope
+            else:
+                loss, slope, logits = see.slope(climb.point, where, step + 1, climb.row)
             climb = _seen(climb, loss, slope)
             if standing is not None:
-                standing.note(fooled, climb.point)
+                standing.note(correct(logits, standing.labels) == 0, climb.point)
             if step + 1 in checks:
                 climb = _sparser(climb, self.ball) if sparse else _checked(climb, step + 1 - before)
                 before = step + 1
@@ -238,7 +225,7 @@ class _Walk:
         size = (1 if isinstance(self.ball, L1) else 2) * number(self.ball.eps)
         moved = torch.full_like(loss, point[:1].numel()) if self.top is not None else _moved(point, self.images)
         return _Climb(
-            self.images, self.targets, self.goals, self.row, point, point, slope,
+            self.images, self.row, point, point, slope,
             loss=torch.zeros_like(loss),  # the reference compares the first step's loss with 0
             best=point, best_slope=slope, best_loss=loss,
             size=wide(torch.full_like(loss, size), point),

@@ -11,10 +11,11 @@ from torch import Tensor
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.fab import FAB
 from robust_train.attacks.nearest import measuring
+from robust_train.attacks.sight import refuse
 from robust_train.attacks.square import Square
 from robust_train.keyed import Key
 from robust_train.losses import correct
-from robust_train.nouns import Attack, PerImage
+from robust_train.nouns import Attack, Goal
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 
@@ -76,14 +77,13 @@ class AutoAttack(Attack):
         """Whether so many classes allow less than the version's attacks and targets."""
         return self.version != "custom" and self.members(classes) != self.members(1000)
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph; wrong ones stay as they are.
 
-        Raises ValueError for a loss: its attacks have their own.
+        Raises ValueError for a goal: its attacks have their own.
         """
-        if loss is not None:
-            raise ValueError("autoattack raises no loss: its attacks have their own, so none can be given")
-        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
+        refuse(self, goal, "raises no goal: its attacks have their own")
+        key = key.naming(images)
         found = images.clone()
         logits = _judged(network, images, key)
         standing = correct(logits, targets).bool()

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Norm, attacked, masks
+from robust_train.attacks.attacked import Norm, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy
-from robust_train.nouns import Attack, PerImage, Threat
+from robust_train.nouns import Attack, Goal, Raising, Threat
 from robust_train.read.registry import attacks
 
 By = Literal["fooled", "loss"]
@@ -39,17 +40,20 @@ class Restarts(Attack):
     def threat(self) -> Threat:  # type: ignore[override]  # that of the attack
         return self.attack.threat
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         starts = (
-            self.attack(network, images, targets, key.of("restart").at(start), loss) for start in range(self.restarts)
+            self.attack(network, images, targets, key.of("restart").at(start), goal) for start in range(self.restarts)
         )
         if self.restarts == 1:
             return next(starts)
-        return worst(network, starts, targets, key, loss or cross_entropy, self.norm, "fooled")
+        return worst(network, images, starts, targets, key, goal, self.norm, "fooled")
 
     def cost(self) -> float:
         return self.restarts * (self.attack.cost() + (self.restarts > 1))
+
+    def goals(self) -> int:
+        return self.restarts * self.attack.goals() + (self.restarts > 1)
 
     @property
     def label(self) -> str:
@@ -73,18 +77,21 @@ class WorstOf(Attack):
         if not self.attacks:
             raise ValueError("attacks is empty: name one or more of them")
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
         found = (
-            attack(network, images, targets, key.of("attack").at(number), loss)
+            attack(network, images, targets, key.of("attack").at(number), goal)
             for number, attack in enumerate(self.attacks)
         )
         if len(self.attacks) == 1:
             return next(found)
-        return worst(network, found, targets, key, loss or cross_entropy, self.norm, self.by)
+        return worst(network, images, found, targets, key, goal, self.norm, self.by)
 
     def cost(self) -> float:
         return sum(attack.cost() + (len(self.attacks) > 1) for attack in self.attacks)
+
+    def goals(self) -> int:
+        return sum(attack.goals() for attack in self.attacks) + (len(self.attacks) > 1)
 
     @property
     def label(self) -> str:
@@ -92,14 +99,24 @@ class WorstOf(Attack):
 
 
 def worst(
-    network: Any, candidates: Iterable[Tensor], targets: Tensor, key: Key, loss: PerImage, norm: Norm, by: By
+    network: Any,
+    images: Tensor,
+    candidates: Iterable[Tensor],
+    targets: Tensor,
+    key: Key,
+    goal: Goal | None,
+    norm: Norm,
+    by: By,
 ) -> Tensor:
     """[B, ...] from each image's worst candidate, the earlier where they are alike; without dropout, without a sync."""
     chosen: Tensor | None = None
+    key = key.naming(images)
+    with attacked(network, norm, key):
+        see = Sight(network, images, targets, key, goal or Raising(cross_entropy))
     for candidate in candidates:
-        with attacked(network, norm, key), masks(network, "off", key, 0), torch.no_grad():
-            logits = network(candidate)
-            value, fooled = loss(logits, targets), 1 - correct(logits, targets)
+        with attacked(network, norm, key):
+            value, logits = see.look(candidate, key, 0)
+        fooled = 1 - correct(logits, targets)
         if chosen is None:
             chosen, most, fallen = candidate, value, fooled
             continue

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, full, margin
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.linf import Linf
 
@@ -68,20 +69,20 @@ class CR(Attack):
         judged = whole * (self.period // 3 + 1) + min(rest, self.period // 3 + 1)
         return 2 * WARM_UP + 3 + self.rounds * self.classes * (2 * self.steps + judged + 1)
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph.
 
-        loss: what the first ten steps raise; the others raise f_t - f_y whatever it is.
+        goal: what the first ten steps raise; the others raise f_t - f_y whatever it is.
         """
-        return self.search(network, images, targets, key, loss).found
+        return self.search(network, images, targets, key, goal).found
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
         """What stands and what fell, with the points found."""
         with attacked(network, key=key):
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing
-            goals = self._warmed(network, standing, loss or cross_entropy)
+            goals = self._warmed(network, standing, goal or Raising(cross_entropy))
             near = torch.ones_like(goals)  # [N, classes] how often a class came near in the round before
             for turn in range(self.rounds):
                 before, near = near, torch.zeros_like(near)
@@ -92,16 +93,15 @@ class CR(Attack):
                         self._try(network, standing, goals[:, rank], near[:, rank], attempt)
         return standing
 
-    def _warmed(self, network: Any, standing: Standing, loss: PerImage) -> Tensor:
-        """Ascend the loss for a while; [N, classes] the likeliest wrong classes where that ends."""
+    def _warmed(self, network: Any, standing: Standing, goal: Goal) -> Tensor:
+        """Ascend the goal for a while; [N, classes] the likeliest wrong classes where that ends."""
         eps, key = number(self.threat.eps), standing.key.of("warm-up")
+        see = Sight(network, standing.chunk, standing.chunk_targets, standing.chunk_key, goal)
         images, z = standing.images, self.threat.start(standing.images, key)
         for step in range(WARM_UP):
-            point = self.threat.apply(images, z).requires_grad_()
-            with masks(network, "off", key, step):
-                logits = full(network(point))
-            (slope,) = torch.autograd.grad(loss(logits, standing.targets).sum(), point)
-            standing.note(correct(logits.detach(), standing.labels) == 0, point.detach())
+            point = self.threat.apply(images, z)
+            _, slope, logits = see.slope(point, key, step, standing.row)
+            standing.note(correct(logits, standing.labels) == 0, point)
             z = self.threat.step(images, z, slope, eps / 4 if step == WARM_UP // 2 else eps / 2)
         point = self.threat.apply(images, z)
         logits = full(standing.judge(point, standing.key)).scatter(1, standing.labels[:, None], -torch.inf)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured
+from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, normal, uniform
 from robust_train.losses import correct, full
-from robust_train.nouns import PerImage, number
+from robust_train.nouns import Goal, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 from robust_train.threats.hyperplane import dual_norm, onto_hyperplane
@@ -66,16 +67,13 @@ class FAB(NearestAttack):
         run = 3 * self.steps + 1 if self.targets else 11 * self.steps + 1
         return 1 + self.restarts * max(1, self.targets) * run
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] within eps, without a graph; images where none was found."""
-        return self.search(network, images, targets, key, loss).found
+        return self.search(network, images, targets, key, goal).found
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
-        """What stands and what fell, with the points found. Raises ValueError for a loss: it raises none."""
-        if loss is not None:
-            raise ValueError(
-                f"{self.use} looks for the nearest point that fools: it raises no loss, so none can be given"
-            )
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
+        """What stands and what fell, with the points found. Raises ValueError for a goal: it raises none."""
+        refuse(self, goal, "looks for the nearest point that fools and raises no goal")
         return self._search(network, images, targets, key, number(self.threat.eps))[0]
 
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
@@ -115,7 +113,7 @@ class FAB(NearestAttack):
         return _Approach(
             images=images.flatten(1),
             labels=standing.labels,
-            goals=None if rank is None else standing.likeliest(rank),
+            goals=None if rank is None else standing.likeliest(rank)[standing.row],
             place=standing.row,
             point=start.flatten(1),
             best=images.flatten(1),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.pgd import PGD
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 from robust_train.threats.linf import Linf
@@ -32,11 +32,11 @@ class FGSM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         size = self.radii * number(self.threat.eps)
         pgd = PGD(self.threat, 1, size, start="zero", norm=self.norm, drops=self.drops)
-        return pgd(network, images, targets, key, loss)
+        return pgd(network, images, targets, key, goal)
 
     def cost(self) -> float:
         return 2
@@ -55,11 +55,11 @@ class FGSMRS(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         size = self.radii * number(self.threat.eps)
         pgd = PGD(self.threat, 1, size, norm=self.norm, drops=self.drops)
-        return pgd(network, images, targets, key, loss)
+        return pgd(network, images, targets, key, goal)
 
     def cost(self) -> float:
         return 2
@@ -91,18 +91,16 @@ class NFGSM(Attack):
                 f"pixel: use a smaller eps, or noise of at most {1 / eps - 1:g}"
             )
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], within (noise + 1) eps, without a graph."""
         eps = number(self.threat.eps)
         wide = self.reach()
-        key = key if key.row is not None else key.rows(torch.arange(len(images)))
+        key = key.naming(images)
         with attacked(network, self.norm, key):
             z = replace(self.threat, eps=self.noise * eps).start(images, key.of("start"))
-            adversarial = wide.apply(images, z).requires_grad_()
-            with masks(network, self.drops, key.of("drops"), 0):
-                value = (loss or cross_entropy)(network(adversarial), targets)
-            (gradient,) = torch.autograd.grad(value.sum(), adversarial)
-            return wide.apply(images, wide.step(images, z, gradient, eps))
+            see = Sight(network, images, targets, key, goal or Raising(cross_entropy), self.drops)
+            _, slope, _ = see.slope(wide.apply(images, z), key, 0)
+            return wide.apply(images, wide.step(images, z, slope, eps))
 
     def reach(self) -> Linf:
         """The threat model its images lie in: the ball of (k + 1) eps, which no step leaves."""

@@ -72,7 +72,7 @@ class HopSkipJump(NearestAttack):
 
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """The nearest point on each image's walk that fools."""
-        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
+        key = key.naming(images)
         points, distance = images.clone(), images.new_full((len(images),), torch.inf)
         with measuring(network, key), torch.no_grad():
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
 from robust_train.attacks.nearest import wrong_classes
+from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import exactly
 from robust_train.keyed import Key
 from robust_train.losses import full, labels_of
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.nouns import Attack, Goal, number
 from robust_train.read.registry import attacks
 from robust_train.threats.pixels import L0, places
 
@@ -53,15 +54,14 @@ class JSMA(Attack):
     def cost(self) -> float:
         return 3 * self.steps
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph.
 
-        Raises ValueError for a loss: saliency is made of logits.
+        Raises ValueError for a goal: saliency is made of logits.
         """
-        if loss is not None:
-            raise ValueError("jsma raises no loss: its saliency is made of logits, so none can be given")
+        refuse(self, goal, "raises no goal: its saliency is made of logits")
         labels = labels_of(targets)
-        key = key if key.row is not None else key.rows(torch.arange(len(images)))
+        key = key.naming(images)
         points, rows = images.clone(), torch.arange(len(images), device=images.device)
         goals: Tensor | None = None
         with attacked(network, key=key), exactly(network):

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.pgd import PGD
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
-from robust_train.nouns import Attack, PerImage, Threat, number
+from robust_train.nouns import Attack, Goal, Raising, Threat, number
 from robust_train.read.registry import Number, attacks
 
 
@@ -33,10 +34,10 @@ class BIM(Attack):
     def __post_init__(self) -> None:
         _refuse_negative(self.steps)
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         pgd = PGD(self.threat, self.steps, self.step_size, start="zero", norm=self.norm, drops=self.drops)
-        return pgd(network, images, targets, key, loss)
+        return pgd(network, images, targets, key, goal)
 
     def cost(self) -> float:
         return 2 * self.steps
@@ -70,28 +71,29 @@ class MIFGSM(Attack):
         if self.scales < 1:
             raise ValueError(f"scales={self.scales} must be at least 1: it counts the gradients averaged a step")
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
-        loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
+        key = key.naming(images)
         size = number(self.step_size)
         z, v = self.threat.zero(images), torch.zeros_like(images)
         with attacked(network, self.norm, key):
+            if not self.steps:
+                return self.threat.apply(images, z)
+            see = Sight(network, images, targets, key, goal or Raising(cross_entropy), self.drops)
             for step in range(self.steps):
                 point = self.threat.apply(images, z)
                 if self.look_ahead:
                     point = point + size * self.momentum * v  # neither in the ball nor in the box, as in the paper
-                slope = self._slope(network, point.detach().requires_grad_(), targets, key, loss, step)
+                slope = self._slope(see, point, key, step)
                 v = self.momentum * v + slope / _size(slope)
                 z = self.threat.step(images, z, v, size)
             return self.threat.apply(images, z)
 
-    def _slope(self, network: Any, point: Tensor, targets: Tensor, key: Key, loss: PerImage, step: int) -> Tensor:
-        """[B, ...] the gradient of the loss at `point`, averaged over its copies, scale by scale."""
+    def _slope(self, see: Sight, point: Tensor, key: Key, step: int) -> Tensor:
+        """[B, ...] the gradient at `point`, averaged over its copies, scale by scale."""
         slope = torch.zeros_like(point)
         for copy in range(self.scales):
-            with masks(network, self.drops, key.of("drops"), step * self.scales + copy):
-                value = loss(network(point / 2**copy), targets)
-            slope += torch.autograd.grad(value.sum(), point)[0]
+            slope += see.slope(point / 2**copy, key, step * self.scales + copy)[1] / 2**copy
         return slope / self.scales
 
     def cost(self) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.pgd import Best
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import Number, attacks
 from robust_train.threats.ball import Ball
 
@@ -43,34 +43,26 @@ class MSD(Attack):
                 f"{len(self.threats)} threats and {len(self.step_sizes)} step sizes: give one step size a threat"
             )
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
-        loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
+        key = key.naming(images)
         first = self.threats[0]  # balls share their coordinates: z is the perturbation
         with attacked(network, self.norm, key):
             z, best = first.zero(images), Best(first)
+            if not self.steps:
+                return first.apply(images, z)
+            see = Sight(network, images, targets, key, goal or Raising(cross_entropy), self.drops)
             for step in range(self.steps):
-                with masks(network, self.drops, key.of("drops"), step):
-                    adversarial = first.apply(images, z).detach().requires_grad_()
-                    value = loss(network(adversarial), targets)
-                    (gradient,) = torch.autograd.grad(value.sum(), adversarial)
-                    if step == 0:
-                        best.see(z, value.detach())
-                    z, value = self._steepest(network, images, z, gradient, targets, loss)
-                    best.see(z, value)
-            return first.apply(images, best.z if self.steps else z)
-
-    def _steepest(
-        self, network: Any, images: Tensor, z: Tensor, gradient: Tensor, targets: Tensor, loss: PerImage
-    ) -> tuple[Tensor, Tensor]:
-        """For each image the candidate with the largest loss, and that loss [B]."""
-        steepest = Best(self.threats[0])
-        with torch.no_grad():
-            for threat, size in zip(self.threats, self.step_sizes, strict=True):
-                candidate = threat.step(images, z, gradient, number(size))
-                steepest.see(candidate, loss(network(threat.apply(images, candidate)), targets))
-        assert steepest.value is not None
-        return steepest.z, steepest.value
+                score, slope, _ = see.slope(first.apply(images, z), key, step)
+                if step == 0:
+                    best.see(z, score)
+                steepest = Best(first)
+                for threat, size in zip(self.threats, self.step_sizes, strict=True):
+                    candidate = threat.step(images, z, slope, number(size))
+                    steepest.see(candidate, see.look(threat.apply(images, candidate), key, step)[0])
+                z = steepest.z
+                best.see(z, steepest.value)  # type: ignore[arg-type]  # some threat was looked at
+            return first.apply(images, best.z)
 
     def cost(self) -> float:
         return self.steps * (2 + len(self.threats))

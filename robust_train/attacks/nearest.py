@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, undropped
+from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import exactly, wide
 from robust_train.keyed import Key, integers
 from robust_train.losses import correct
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.nouns import Attack, Goal, number
 from robust_train.threats.ball import Ball
 
 
@@ -45,12 +46,9 @@ class NearestAttack(Attack):
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """The nearest points that fool. within: a distance that is near enough, where an image may be set aside."""
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
-        if loss is not None:
-            raise ValueError(
-                f"{self.use} looks for the nearest point that fools: it raises no loss, so none can be given"
-            )
+        refuse(self, goal, "looks for the nearest point that fools and raises no goal")
         eps = number(self.threat.eps)
         found = self.nearest(network, images, targets, key, eps)
         brought = self.threat.apply(images, self.threat.project(images, found.points - images))

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, attacked, masks
+from robust_train.attacks.attacked import Drops, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, bits, normal, uniform
-from robust_train.losses import correct, full, margin
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.losses import correct, overtaking
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.pixels import L0
 
@@ -50,24 +51,25 @@ class OnePixel(Attack):
     def cost(self) -> float:
         return self.population * (self.generations + 1) + 3
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
-        """Adversarial images [B, C, H, W] in [0, 1], inside the threat model. loss: raised, not minus the margin."""
-        return self.search(network, images, targets, key, loss).found
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
+        """Adversarial images [B, C, H, W] in [0, 1], inside the threat model. goal: raised, not minus the margin."""
+        return self.search(network, images, targets, key, goal).found
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts queries."""
         with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, every=1)
             if not standing.count:
                 return standing
+            see = Sight(network, images, targets, standing.chunk_key, goal or Raising(overtaking), self.drops)
             born = self._born(standing)
-            breed = Breed(born, self._judged(network, standing, born, loss, 0))
+            breed = Breed(born, self._judged(standing, see, born, 0))
             for generation in range(1, self.generations + 1):
                 breed = standing.pack(breed)
                 if not standing.count:
                     return standing
                 born = bred(breed.candidates, standing.key.of("generation").at(generation))
-                raised = self._judged(network, standing, born, loss, generation)
+                raised = self._judged(standing, see, born, generation)
                 better = raised > breed.raised
                 breed = replace(
                     breed,
@@ -87,17 +89,14 @@ class OnePixel(Attack):
         colour = normal(key.of("colour"), (*shape, images.shape[1]), images.device, images.dtype)
         return torch.cat([place, (colour / 2 + 0.5).clamp(0, 1)], dim=3)
 
-    def _judged(
-        self, network: Any, standing: Standing, candidates: Tensor, loss: PerImage | None, generation: int
-    ) -> Tensor:
+    def _judged(self, standing: Standing, see: Sight, candidates: Tensor, generation: int) -> Tensor:
         """[b, population] what is raised."""
         values = []
         for index, candidate in enumerate(candidates.unbind(1)):
             points = painted(standing.images, candidate)
-            with masks(network, self.drops, standing.key.of("drops"), generation * self.population + index):
-                logits = full(network(points))
+            raised, logits = see(points, standing.key, generation * self.population + index, standing.row)
             standing.note(correct(logits, standing.labels) == 0, points)
-            values.append(-margin(logits, standing.labels) if loss is None else loss(logits, standing.targets))
+            values.append(raised)
         return torch.stack(values, dim=1)
 
 

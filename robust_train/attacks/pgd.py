@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, Norm, attacked, masks
+from robust_train.attacks.attacked import Drops, Norm, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key, integers, normal
 from robust_train.losses import cross_entropy
-from robust_train.nouns import Attack, PerImage, Threat, number
+from robust_train.nouns import Attack, Goal, Raising, Threat, number
 from robust_train.read.registry import Number, attacks
 
 NOISE = 1e-3  # standard deviation of the noise that TRADES starts from: at the image itself its gradient is 0
@@ -44,21 +45,27 @@ class PGD(Attack):
         if self.eot < 1:
             raise ValueError(f"eot={self.eot} must be at least 1: it counts the gradients averaged a step")
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
-        loss, key = loss or cross_entropy, key if key.row is not None else key.rows(torch.arange(len(images)))
+        key = key.naming(images)
         with attacked(network, self.norm, key):
             z = self._first(images, key)
+            if not self.steps:
+                return self.threat.apply(images, z)
+            if self.targets == "random":
+                targets = integers(key.of("targets"), (len(images),), _classes(network, images), images.device)
+            uphill = -1.0 if self.targets == "random" else 1.0  # towards a class its loss is lowered
+            see = Sight(network, images, targets, key, goal or Raising(cross_entropy), self.drops, self.eot)
             best = Best(self.threat)
             for step in range(self.steps):
-                value, gradient, targets = self._ascent(network, images, z, targets, key, loss, step)
+                score, slope, _ = see.slope(self.threat.apply(images, z), key, step)
                 if self.keep == "best":
-                    best.see(z, value)
-                z = self.threat.step(images, z, gradient, number(self.step_size))
-            if self.keep == "best" and self.steps:
-                last = self.steps * self.eot  # the draw after those of the gradients
-                with torch.no_grad():
-                    best.see(z, self._value(network, self.threat.apply(images, z), targets, key, loss, last))
+                    best.see(z, uphill * score)
+                z = self.threat.step(images, z, uphill * slope, number(self.step_size))
+            if self.keep == "best":
+                with torch.no_grad():  # the draw after those of the gradients
+                    score, _ = see(self.threat.apply(images, z), key, self.steps * self.eot)
+                best.see(z, uphill * score)
                 z = best.z
             return self.threat.apply(images, z)
 
@@ -76,27 +83,6 @@ class PGD(Attack):
         )
         # a step of size 0 projects: a small eps bounds the noise too
         return self.threat.step(images, noisy if isinstance(zero, tuple) else noisy[0], torch.zeros_like(images), 0.0)
-
-    def _ascent(
-        self, network: Any, images: Tensor, z: Any, targets: Tensor, key: Key, loss: PerImage, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss [B] to be raised, its gradient for the images, and the targets, drawn at step 0 where random."""
-        if self.targets == "random" and step == 0:
-            targets = integers(key.of("targets"), (len(images),), _classes(network, images), images.device)
-        adversarial = self.threat.apply(images, z).detach().requires_grad_()
-        values = [
-            self._value(network, adversarial, targets, key, loss, step * self.eot + draw) for draw in range(self.eot)
-        ]
-        value = values[0] if self.eot == 1 else torch.stack(values).mean(0)
-        # the sum, not the mean: a mean would tie each image to the batch size; images only: no weight gradient
-        (gradient,) = torch.autograd.grad(value.sum(), adversarial)
-        return value.detach(), gradient, targets
-
-    def _value(self, network: Any, adversarial: Tensor, targets: Tensor, key: Key, loss: PerImage, draw: int) -> Tensor:
-        """[B] what is raised: the loss, or minus the loss towards a drawn class."""
-        with masks(network, self.drops, key.of("drops"), draw):
-            value = loss(network(adversarial), targets)
-        return -value if self.targets == "random" else value
 
     def cost(self) -> float:
         return 2 * self.steps * self.eot + (self.keep == "best" and self.steps > 0)

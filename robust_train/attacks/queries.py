@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, attacked, masks
+from robust_train.attacks.attacked import Drops, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, bits, normal
-from robust_train.losses import correct, cross_entropy, full, labels_of, margin
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.losses import correct, cross_entropy, overtaking
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import Number, attacks
 from robust_train.threats.ball import Ball
 
@@ -37,23 +38,23 @@ class QueryAscent(Attack):
     def cost(self) -> float:
         return self.steps * (self.samples + 1) + 3
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
-        return self.search(network, images, targets, key, loss).found
+        return self.search(network, images, targets, key, goal).found
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts steps of samples + 1 queries."""
         with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing
+            see = Sight(network, images, targets, standing.chunk_key, goal or Raising(self.raised), self.drops)
             zero = torch.zeros_like(standing.images)
             walk = Walk(standing.images, zero, zero)
             for step in range(self.steps):
-                slope = self._slope(network, standing, walk.points, loss or self.raised, step)
+                slope = self._slope(standing, see, walk.points, step)
                 walk = self.moved(walk, standing.images, slope, step)
-                with masks(network, self.drops, standing.key.of("drops"), step * (self.samples + 1)):
-                    logits = full(network(walk.points))
+                _, logits = see(walk.points, standing.key, step * (self.samples + 1), standing.row)
                 standing.note(correct(logits, standing.labels) == 0, walk.points)
                 if standing.due(step) and step + 1 < self.steps:
                     walk = standing.pack(walk)
@@ -62,22 +63,22 @@ class QueryAscent(Attack):
             standing.close(walk.points)
         return standing
 
-    def _slope(self, network: Any, standing: Standing, points: Tensor, loss: PerImage, step: int) -> Tensor:
+    def _slope(self, standing: Standing, see: Sight, points: Tensor, step: int) -> Tensor:
         """The estimate [b, ...] at some points."""
         drawn, asked = standing.key.of("directions").at(step), 0
 
         def value(at: Tensor) -> Tensor:
             nonlocal asked
             asked += 1
-            with masks(network, self.drops, standing.key.of("drops"), step * (self.samples + 1) + asked):
-                return loss(full(network(at)), standing.targets)
+            return see(at, standing.key, step * (self.samples + 1) + asked, standing.row)[0]
 
         pairs = self.samples // 2
         return estimated(value, points, (self.direction(drawn.at(pair), points) for pair in range(pairs)), self.sigma)
 
+    @staticmethod
     @abstractmethod
-    def raised(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """[b] what is raised where the caller gives no loss."""
+    def raised(logits: Tensor, targets: Tensor) -> Tensor:
+        """[b] what is raised where the caller gives no goal."""
 
     @abstractmethod
     def direction(self, key: Key, like: Tensor) -> Tensor:
@@ -137,7 +138,8 @@ class NES(QueryAscent):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum:g} is not in [0, 1): it is the share of the slopes before")
 
-    def raised(self, logits: Tensor, targets: Tensor) -> Tensor:
+    @staticmethod
+    def raised(logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(logits, targets)
 
     def direction(self, key: Key, like: Tensor) -> Tensor:
@@ -172,8 +174,9 @@ class SPSA(QueryAscent):
     def __post_init__(self) -> None:
         _refuse_senseless(self)
 
-    def raised(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return -margin(logits, labels_of(targets))
+    @staticmethod
+    def raised(logits: Tensor, targets: Tensor) -> Tensor:
+        return overtaking(logits, targets)
 
     def direction(self, key: Key, like: Tensor) -> Tensor:
         return ((bits(key, like.shape, like.device) >> 31) * 2 - 1).to(like.dtype)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import Drops, attacked, masks
+from robust_train.attacks.attacked import Drops, attacked
+from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, bits
-from robust_train.losses import correct, full, margin
-from robust_train.nouns import Attack, PerImage, number
+from robust_train.losses import correct, overtaking
+from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 
@@ -71,19 +72,22 @@ class Square(Attack):
     def cost(self) -> float:
         return self.queries + 3
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1], inside the threat model, without a graph.
 
-        loss: raised in place of minus the margin.
+        goal: raised in place of minus the margin.
         """
-        return self.search(network, images, targets, key, loss).found
+        return self.search(network, images, targets, key, goal).found
 
-    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Standing:
+    def search(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Standing:
         """What stands and what fell, with the points found; `steps` counts queries, the start's among them."""
         with attacked(network, key=key), torch.no_grad():
             standing = Standing(network, images, targets, key, self.compact)
             if standing.count:
-                self._search(network, standing, loss)
+                self._search(
+                    standing,
+                    Sight(network, images, targets, standing.chunk_key, goal or Raising(overtaking), self.drops),
+                )
         return standing
 
     def side(self, query: int, height: int, width: int) -> int:
@@ -93,11 +97,11 @@ class Square(Attack):
         side = max(side, 1) if self.threat.use == "linf" else max(side, 3) | 1  # odd: a pattern has a middle
         return min(side, height, width)
 
-    def _search(self, network: Any, standing: Standing, loss: PerImage | None) -> None:
+    def _search(self, standing: Standing, see: Sight) -> None:
         """Try every window; leave the points of the smallest margins with `standing`."""
         start = _stripes if self.threat.use == "linf" else _grid
         points = start(self.threat, standing.images, standing.key.of("start"))
-        raised, fooled = self._judged(network, standing, points, loss, 0)
+        raised, fooled = _judged(standing, see, points, 0)
         standing.note(fooled, points)
         descent, windows = _Descent(points, raised, *_drawn(standing, 0)), Windows(points, 1, self.edges)
         for query in range(self.queries):
@@ -109,7 +113,7 @@ class Square(Attack):
                 descent = replace(descent, places=places, signs=signs)
             move = _recoloured if self.threat.use == "linf" else _reshaped
             tried = move(self.threat, standing.images, descent, windows, turn)
-            raised, fooled = self._judged(network, standing, tried, loss, query + 1)
+            raised, fooled = _judged(standing, see, tried, query + 1)
             better = fooled | (raised > descent.raised)
             descent = replace(
                 descent,
@@ -123,14 +127,11 @@ class Square(Attack):
                     return
         standing.close(descent.points)
 
-    def _judged(
-        self, network: Any, standing: Standing, points: Tensor, loss: PerImage | None, query: int
-    ) -> tuple[Tensor, Tensor]:
-        """[b] what is raised, and whether the points fool."""
-        with masks(network, self.drops, standing.key.of("drops"), query):
-            logits = full(network(points))
-        raised = -margin(logits, standing.labels) if loss is None else loss(logits, standing.targets)
-        return raised, correct(logits, standing.labels) == 0
+
+def _judged(standing: Standing, see: Sight, points: Tensor, query: int) -> tuple[Tensor, Tensor]:
+    """[b] what is raised, and whether the points fool."""
+    raised, logits = see(points, standing.key, query, standing.row)
+    return raised, correct(logits, standing.labels) == 0
 
 
 @dataclass(frozen=True)

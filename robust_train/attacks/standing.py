@@ -45,7 +45,7 @@ class Standing:
         self.waits = images.is_cuda if waits is None else waits
         self.chunk, self.chunk_targets = images, targets
         self.chunk_labels = labels_of(targets)
-        self.chunk_key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
+        self.chunk_key = key.naming(images)
         self.logits = self.judge(images)  # [N, C] of the clean images
         self.found = images.clone()  # [N, ...] the point with the smallest margin so far
         self.margin = margin(self.logits, self.chunk_labels)  # [N] there
@@ -63,8 +63,8 @@ class Standing:
             return self.network(points)
 
     def likeliest(self, rank: int) -> Tensor:
-        """[b] for each packed image the class of the so many-th largest logit of the clean image; 0 is its own."""
-        return self.logits.argsort(dim=1, descending=True)[self.row, rank]
+        """[N] for each image the class of the so many-th largest logit when clean; 0 is its own."""
+        return self.logits.argsort(dim=1, descending=True)[:, rank]
 
     def note(self, fooled: Tensor, points: Tensor) -> None:
         """After a step: whose `points` [b, ...] fooled the network by the attack's own forward, [b] bool."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from robust_train.attacks.deepfool import DeepFool
 from robust_train.attacks.nearest import measuring
+from robust_train.attacks.sight import refuse
 from robust_train.keyed import Key, uniform
-from robust_train.nouns import Attack, Batch, PerImage, number
+from robust_train.nouns import Attack, Batch, Goal, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 from robust_train.threats.l2 import L2
@@ -61,14 +62,13 @@ class UAP(Attack):
     def cost(self) -> float:
         return 1 + self.passes * (2 + self._deepfool.cost())
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph.
 
-        Raises ValueError for a loss: it raises none.
+        Raises ValueError for a goal: it raises none.
         """
-        if loss is not None:
-            raise ValueError("uap raises no loss: it adds up DeepFool's steps, so none can be given")
-        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
+        refuse(self, goal, "raises no goal: it adds up DeepFool's steps")
+        key = key.naming(images)
         adversarial = images.clone()
         for first in range(0, len(images), self.group):
             rows = slice(first, first + self.group)

@@ -30,7 +30,7 @@ from robust_train.evaluate.trial import CLEAN
 from robust_train.evaluate.work import Plan, Verdicts
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
-from robust_train.nouns import Attack, Dataset, PerImage, Place, Threat, number
+from robust_train.nouns import Attack, Dataset, Goal, Place, Threat, number
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.parse import tree_of
 
@@ -47,7 +47,7 @@ class Saved(Attack):
     sha256: str  # of the points
     gaps: tuple[int, ...] = ()  # samples below the last that have no point: broken images
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
         """The points [B, ...] of the samples that the key's rows name."""
         rows = [sample - bisect_left(self.gaps, sample) for sample in key.row.tolist()]
         return self._points[rows].to(images)

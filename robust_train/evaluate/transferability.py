@@ -18,7 +18,7 @@ from robust_train.evaluate.work import Found, Plan, Store, Verdicts
 from robust_train.keyed import Key, normal
 from robust_train.losses import correct, full, labels_of
 from robust_train.models.shapes import written
-from robust_train.nouns import Attack, Batch, Dataset, PerImage, Place, Shape, Threat
+from robust_train.nouns import Attack, Batch, Dataset, Goal, Place, Shape, Threat
 from robust_train.read.errors import ConfigError
 
 FOUND, NOISE, AMPLIFIED, AMPLIFIED_NOISE = "found", "noise", "amplified", "amplified noise"
@@ -41,7 +41,7 @@ class Unbounded(Attack):
         """Every distance is allowed."""
         return replace(self.attack.threat, eps=math.inf)  # type: ignore[type-var]
 
-    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, loss: PerImage | None = None) -> Tensor:
+    def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
         """The points [B, ...] in [0, 1]; the image itself where nothing fooled."""
         return self.attack.nearest(network, images, targets, key).points
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,10 @@ class Key:
     def rows(self, row: Tensor | None) -> Key:
         """The same stream for these images."""
         return replace(self, row=row)
+
+    def naming(self, images: Tensor) -> Key:
+        """The same stream with a row for each of `images` [B, ...]: its own, or 0, 1, 2, ... where it names none."""
+        return self if self.row is not None else self.rows(torch.arange(len(images), device=images.device))
 
     def __getitem__(self, keep: Tensor | slice) -> Key:
         """The same stream for some of its images."""

@@ -14,7 +14,7 @@ from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, full, kl
 from robust_train.models.ensemble import Ensemble, Mean, mixed
 from robust_train.models.network import Network, Precision
-from robust_train.nouns import Attack, Batch, Loss, Objective, State, number
+from robust_train.nouns import Attack, Batch, Loss, Objective, Raising, State, number
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number, objectives
 from robust_train.trained import Members, is_ensemble, network_of
@@ -67,13 +67,11 @@ class Distill(Objective):
         alpha, beta, heat = number(self.alpha), number(self.beta) * (self.attack is not None), number(self.temperature)
         said = self._said(ensemble, batch.images, key, heat) if self.teacher_sees == "clean" else batch.images
 
-        def apart(logits: Tensor, targets: Tensor) -> Tensor:
-            return kl(logits / heat, said)
-
         adversarial = None
         if self.attack is not None:
-            raised = apart if self.raises == "teacher" else None
-            adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), raised)
+            apart = Raising(lambda logits, said: kl(logits / heat, said), said)
+            goal = apart if self.raises == "teacher" else None
+            adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), goal)
             if self.teacher_sees == "attacked":
                 said = self._said(ensemble, adversarial, key, heat)
 

@@ -73,7 +73,7 @@ class Generalized(Objective):
         chosen = self._draw(key.of("choice"), state) if self.join == "sample" else None
         attacks, weights = self._of_this_update(chosen)
         found = [
-            attack(network, batch.images, batch.targets, key.of("attack").at(number), None)
+            attack(network, batch.images, batch.targets, key.of("attack").at(number))
             for number, attack in attacks.items()
         ]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, distribution, sigmoid_cross_entropy
-from robust_train.nouns import Attack, Batch, Loss, Objective, PerImage, State, number
+from robust_train.nouns import Attack, Batch, Loss, Objective, PerImage, Raising, State, number
 from robust_train.read.registry import Number, objectives
 
 LOSSES: dict[str, PerImage] = {"softmax": cross_entropy, "sigmoid": sigmoid_cross_entropy}
@@ -37,7 +37,7 @@ class PyramidTraining(Objective):
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
         loss = LOSSES[self.loss]
-        adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), loss)
+        adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), Raising(loss))
         targets = distribution(batch.targets, network.classes, self.smoothing, batch.images.dtype)
 
         with network.drops(key.of("attack").of("drops")):  # the masks that a frozen attack met

@@ -10,8 +10,17 @@ from torch import Tensor
 
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, kl
-from robust_train.nouns import Attack, Batch, Loss, Objective, State, number
+from robust_train.nouns import Attack, Batch, Goal, Loss, Objective, Raising, Score, State, number
 from robust_train.read.registry import Number, objectives
+
+
+class Divergence(Goal):
+    """KL(p || softmax f(x')), with p = softmax f(x) as the attack's BatchNorm and first masks have it. Costs 1."""
+
+    def of(self, network: Any, images: Tensor, targets: Tensor, key: Key) -> Score:
+        with torch.no_grad():
+            clean = network(images)
+        return Raising(kl, clean).of(network, images, targets, key)
 
 
 @objectives.register("trades")
@@ -38,15 +47,7 @@ class Trades(Objective):
             raise ValueError("attack.start: zero is where the divergence has no gradient; use noise or random")
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
-        reference: list[Tensor] = []
-
-        def divergence(logits: Tensor, targets: Tensor) -> Tensor:
-            if not reference:  # inside the attack, so under its modes; an attack of no steps needs none
-                with torch.no_grad():
-                    reference.append(network(batch.images))
-            return kl(logits, reference[0])
-
-        adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), divergence)
+        adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), Divergence())
 
         with network.drops(key.of("drops")):
             clean = network(batch.images)
@@ -65,4 +66,4 @@ class Trades(Objective):
         )
 
     def cost(self) -> float:
-        return self.attack.cost() + (self.attack.cost() > 0) + 6
+        return self.attack.cost() + self.attack.goals() + 6

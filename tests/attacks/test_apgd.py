@@ -16,6 +16,7 @@ from robust_train.attacks.standing import Standing, rung
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, dlr, margin, targeted_dlr
 from robust_train.models.network import Network
+from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -236,7 +237,7 @@ def test_in_training_it_reads_nothing_from_the_device_and_keeps_its_size() -> No
 def test_a_loss_of_the_callers_is_raised_in_place_of_its_own() -> None:
     images, labels = images_of(20)
     network = ManyClasses()
-    points = APGD(Linf(0.02), 10, keep="best")(network, images, labels, KEY, lambda z, y: -cross_entropy(z, y))
+    points = APGD(Linf(0.02), 10, keep="best")(network, images, labels, KEY, Raising(lambda z, y: -cross_entropy(z, y)))
     assert bool((margin(network(points), labels) > margin(network(images), labels)).all())
 
 
@@ -342,7 +343,7 @@ def test_a_rung_is_at_most_an_eighth_more(count: int, size: int) -> None:
 def test_eta_is_halved_where_the_loss_stands_still_and_a_first_loss_is_compared_with_zero() -> None:
     """A checkpoint's two conditions apart: too few rises; or neither eta nor the best loss changed since the last."""
     images = torch.zeros(4, 1, 2, 2)
-    walk = _Walk(Linf(0.1), 100, 0.2, images, torch.zeros(4).long(), None, torch.arange(4))
+    walk = _Walk(Linf(0.1), 100, 0.2, images, torch.arange(4))
     began = walk._begin(images, torch.full((4,), 3.0), images)
     assert _seen(began, torch.full((4,), 2.0), images).rises.tolist() == [1.0] * 4, "2 is below the start's 3, above 0"
     climb = replace(

@@ -108,5 +108,5 @@ def test_attacks_are_named_with_the_version_custom_and_only_then() -> None:
         AutoAttack(Linf(0.1), "custom")
     with pytest.raises(ValueError, match="version=standard with 1 attacks"):
         AutoAttack(Linf(0.1), attacks=(FGSM(Linf(0.1)),))
-    with pytest.raises(ValueError, match="raises no loss"):
+    with pytest.raises(ValueError, match="raises no goal"):
         AutoAttack(Linf(0.1))(ManyClasses(), *images_of(2), KEY, lambda logits, targets: logits[:, 0])

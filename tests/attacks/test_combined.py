@@ -15,7 +15,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy
 from robust_train.models.network import Network
-from robust_train.nouns import Attack
+from robust_train.nouns import Attack, Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -39,7 +39,7 @@ class Fixed(Attack):
 
     pixels: tuple[float, ...]
 
-    def __call__(self, network, images, targets, key, loss=None):
+    def __call__(self, network, images, targets, key, goal=None):
         return images.new_tensor(self.pixels).view(-1, 1).expand_as(images)
 
     def cost(self) -> float:
@@ -60,9 +60,9 @@ def test_the_worst_fools_first_and_then_has_the_larger_loss():
     images, targets = torch.zeros(3, 2), torch.zeros(3).long()
     # fooled with a small loss against right with a large one; both fooled; both right
     first, second = Fixed((0.55, 0.7, 0.3)), Fixed((0.1, 0.9, 0.45))
-    found = WorstOf((first, second))(answers, images, targets, KEY, distance)
+    found = WorstOf((first, second))(answers, images, targets, KEY, Raising(distance))
     assert_close(found[:, 0], torch.tensor([0.55, 0.9, 0.3]))
-    found = WorstOf((first, second), by="loss")(answers, images, targets, KEY, distance)
+    found = WorstOf((first, second), by="loss")(answers, images, targets, KEY, Raising(distance))
     assert_close(found[:, 0], torch.tensor([0.1, 0.9, 0.3]))
 
 

@@ -13,6 +13,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key, uniform
 from robust_train.losses import correct, cross_entropy, margin
 from robust_train.models.network import Network
+from robust_train.nouns import Raising
 from robust_train.objectives.madry import Madry
 from robust_train.threats.linf import Linf
 from tests.attacks.many_classes import ManyClasses, images_of
@@ -200,7 +201,7 @@ def test_the_warm_up_moves_by_half_the_radius_and_once_by_a_quarter() -> None:
         return (-1) ** len(network.points) * logits[:, 0]
 
     images, labels = torch.full((4, 1, 8, 8), 0.5), torch.zeros(4, dtype=torch.int64)
-    CR(Linf(0.1), rounds=1, steps=1).search(network, images, labels, KEY, turning)
+    CR(Linf(0.1), rounds=1, steps=1).search(network, images, labels, KEY, Raising(turning))
     moves = torch.stack(network.points[:10]).diff(dim=0).abs().flatten(1).amax(1)
     assert_close(moves / 0.1, torch.tensor([0.5] * 5 + [0.25] + [0.5] * 3))
 

@@ -199,7 +199,7 @@ def test_a_network_that_nothing_fools_is_infinitely_far_from_being_fooled():
 def test_bad_input_gets_a_message():
     with pytest.raises(ValueError, match="restarts=0 must be at least 1"):
         FAB(Linf(0.1), 10, restarts=0)
-    with pytest.raises(ValueError, match="raises no loss"):
+    with pytest.raises(ValueError, match="raises no goal"):
         FAB(Linf(0.1), 10)(ManyClasses(), *images_of(), KEY, torch.nn.functional.cross_entropy)
     assert [FAB(Linf(0.1), 100, 9).label, FAB(Linf(0.1), 100).label, FAB(L2(1), 20, 9).label] == [
         "fab-t",

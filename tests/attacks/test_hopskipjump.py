@@ -120,5 +120,5 @@ def test_other_threat_models_and_senseless_numbers_are_refused():
         HopSkipJump(L1(1.0))
     with pytest.raises(ValueError, match="first=1 must be at least 2"):
         HopSkipJump(L2(1.0), first=1)
-    with pytest.raises(ValueError, match="raises no loss"):
+    with pytest.raises(ValueError, match="raises no goal"):
         HopSkipJump(L2(1.0), 1)(None, torch.zeros(1, 3, 6, 6), torch.zeros(1).long(), KEY[:1], lambda z, y: z[:, 0])

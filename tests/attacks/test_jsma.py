@@ -115,5 +115,5 @@ def test_an_image_that_is_wrong_already_is_left_alone() -> None:
 
 def test_a_loss_is_refused() -> None:
     images, labels = some(1)
-    with pytest.raises(ValueError, match="jsma raises no loss"):
+    with pytest.raises(ValueError, match="jsma raises no goal"):
         JSMA(L0(5), 5)(small(), images, labels, KEY, lambda logits, targets: logits[:, 0])

@@ -12,6 +12,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
 from robust_train.models.network import Network
+from robust_train.nouns import Raising
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 
@@ -70,8 +71,8 @@ def test_where_the_gradient_is_constant_the_momentum_changes_nothing() -> None:
     def network(images: Tensor) -> Tensor:
         return (images.flatten(1) @ weights)[:, None]
 
-    found = MIFGSM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, linear)
-    assert torch.equal(found, BIM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, linear))
+    found = MIFGSM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, Raising(linear))
+    assert torch.equal(found, BIM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, Raising(linear)))
     worst = (images + 0.07 * weights.sign().view(1, 3, 4, 4)).clamp(0, 1)
     assert_close(found, worst, rtol=0, atol=1e-12)
 

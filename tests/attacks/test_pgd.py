@@ -12,7 +12,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key, integers
 from robust_train.losses import cross_entropy
 from robust_train.models.network import Network
-from robust_train.nouns import Threat
+from robust_train.nouns import Raising, Threat
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -95,7 +95,7 @@ def test_a_drawn_target_is_approached_and_stays_over_the_steps():
     rows = KEY.rows(torch.arange(len(images)))
     drawn = integers(rows.of("targets"), (len(images),), 3)
     found = PGD(Linf(0.1), 4, 0.03, targets="random")(network, images, targets, KEY)
-    wanted = PGD(Linf(0.1), 4, 0.03)(network, images, drawn, KEY, lambda f, t: -cross_entropy(f, t))
+    wanted = PGD(Linf(0.1), 4, 0.03)(network, images, drawn, KEY, Raising(lambda f, t: -cross_entropy(f, t)))
     assert torch.equal(found, wanted)
     before, after = (cross_entropy(network(x), drawn).detach() for x in (images, found))
     assert (after < before).all()
@@ -111,7 +111,7 @@ def test_drawn_targets_are_even_over_the_classes_and_may_be_the_label():
         seen.append(targets)
         return logits.sum(1)
 
-    PGD(Linf(0.1), 1, 0.1, targets="random")(network, torch.rand(5000, 8), torch.zeros(5000).long(), KEY, loss)
+    PGD(Linf(0.1), 1, 0.1, targets="random")(network, torch.rand(5000, 8), torch.zeros(5000).long(), KEY, Raising(loss))
     share = torch.bincount(seen[-1], minlength=5) / 5000
     assert (share - 0.2).abs().max() < 4 * (0.16 / 5000) ** 0.5
 
@@ -127,9 +127,9 @@ def test_noise_starts_near_the_image_where_a_divergence_has_a_gradient():
 
     x = images.clone().requires_grad_()
     assert torch.autograd.grad(divergence(network(x), targets).sum(), x)[0].abs().max() < 1e-12
-    moved = PGD(L2(0.5), 3, 0.2, "noise")(network, images, targets, KEY, divergence)
+    moved = PGD(L2(0.5), 3, 0.2, "noise")(network, images, targets, KEY, Raising(divergence))
     assert_close((moved - images).flatten(1).norm(dim=1), torch.full((6,), 0.5).double())
-    start = PGD(L2(0.5), 0, 0.2, "noise")(network, images.repeat(200, 1, 1, 1), targets.repeat(200), KEY, divergence)
+    start = PGD(L2(0.5), 0, 0.2, "noise")(network, images.repeat(200, 1, 1, 1), targets.repeat(200), KEY)
     assert abs(float((start - images.repeat(200, 1, 1, 1)).std()) / 1e-3 - 1) < 0.02
 
 

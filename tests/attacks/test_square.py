@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from robust_train.attacks.square import BLOCK, Square, Windows, _Descent, _recoloured, _reshaped, halves
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy
+from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -274,8 +275,10 @@ def test_a_given_loss_is_raised_in_place_of_minus_the_margin():
     images, attack = images.double(), Square(Linf(1e-4), 60)
     labels = network(images).argmax(1)
     own = attack.search(network, images, labels, KEY[:20])
-    same = attack.search(network, images, labels, KEY[:20], cross_entropy)
-    away = attack.search(network, images, labels, KEY[:20], lambda logits, targets: -cross_entropy(logits, targets))
+    same = attack.search(network, images, labels, KEY[:20], Raising(cross_entropy))
+    away = attack.search(
+        network, images, labels, KEY[:20], Raising(lambda logits, targets: -cross_entropy(logits, targets))
+    )
     assert torch.equal(same.found, own.found)
     assert (away.margin > own.margin)[~own.fallen].all()
 

@@ -99,5 +99,5 @@ def test_what_it_cannot_do_is_refused() -> None:
         UAP(L1(1.0))
     with pytest.raises(ValueError, match="counts linearisations"):
         UAP(Linf(0.1), steps=0)
-    with pytest.raises(ValueError, match="uap raises no loss"):
+    with pytest.raises(ValueError, match="uap raises no goal"):
         UAP(Linf(0.1))(half_plane, torch.rand(1, 1, 1, 2), torch.tensor([0]), KEY, lambda z, y: z[:, 0])

@@ -21,7 +21,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy
 from robust_train.models.network import Network
-from robust_train.nouns import Attack
+from robust_train.nouns import Attack, Raising
 from robust_train.objectives.pyramid import PyramidTraining
 from robust_train.threats.pyramid import Pyramid
 
@@ -49,8 +49,10 @@ class Towards(Attack):
 
     attack: Attack
 
-    def __call__(self, network, images, targets, key, loss=None):
-        return self.attack(network, images, targets, key, lambda logits, goal: -cross_entropy(logits, goal))
+    def __call__(self, network, images, targets, key, goal=None):
+        return self.attack(
+            network, images, targets, key, Raising(lambda logits, wanted: -cross_entropy(logits, wanted))
+        )
 
     def cost(self) -> float:
         return self.attack.cost()

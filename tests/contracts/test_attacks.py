@@ -31,7 +31,7 @@ from robust_train.attacks.universal import UAP
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.v1 import V1, V1Block
-from robust_train.nouns import Attack, Threat
+from robust_train.nouns import Attack, Raising, Threat
 from robust_train.read.registry import attacks
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
@@ -204,8 +204,8 @@ def test_an_attack_restores_the_network_when_it_fails(attack):
 
     before = everything(network)
     if attack.cost():
-        with pytest.raises((RuntimeError, ValueError), match=r"on purpose|raises no loss"):
-            attack(network, images, targets, KEY, failing)
+        with pytest.raises((RuntimeError, ValueError), match=r"on purpose|raises no goal"):
+            attack(network, images, targets, KEY, Raising(failing))
     after = everything(network)
     assert all(after[name] == before[name] for name in ("grad", "trains", "modes", "norms", "masks"))
 

@@ -18,7 +18,7 @@ from tests.evaluate.linear import Linear, Middling
 class Mirror(Attack):
     """Turns every image into its negative, which the linear classifier puts on the other side."""
 
-    def __call__(self, network, images, targets, key, loss=None):
+    def __call__(self, network, images, targets, key, goal=None):
         return 1 - images
 
     def cost(self) -> float:

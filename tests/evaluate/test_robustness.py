@@ -233,7 +233,7 @@ class Astray(Attack):
     far: float
     use = "astray"
 
-    def __call__(self, network, images, targets, key, loss=None):
+    def __call__(self, network, images, targets, key, goal=None):
         return images + self.far
 
     def cost(self) -> float:

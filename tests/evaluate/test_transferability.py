@@ -188,9 +188,9 @@ def test_what_is_kept_is_not_made_again(tmp_path, matrix):
 
     @dataclass(frozen=True)
     class Counted(PGD):
-        def __call__(self, network, images, targets, key, loss=None):
+        def __call__(self, network, images, targets, key, goal=None):
             made.append("")
-            return super().__call__(network, images, targets, key, loss)
+            return super().__call__(network, images, targets, key, goal)
 
     counted = replace(tried, attack=Counted(L2(EPS), 1, 2 * EPS, start="zero"))
     first = counted(NETWORKS, Grey(), store=store)

@@ -38,14 +38,14 @@ class Says(nn.Module):
 
 @dataclass(frozen=True)
 class Shift(Attack):
-    """Adds a constant, and keeps the loss it was asked to raise."""
+    """Adds a constant, and keeps the goal it was asked to raise."""
 
     by: float = 0.1
     asked: list[Any] = field(default_factory=list, compare=False)
     threat: Linf = field(default_factory=lambda: Linf(0.1))
 
-    def __call__(self, network, images, targets, key, loss=None):
-        self.asked.append(loss)
+    def __call__(self, network, images, targets, key, goal=None):
+        self.asked.append(goal)
         return images + self.by
 
     def cost(self) -> float:
@@ -140,9 +140,12 @@ def test_rslad_learns_soft_answers_of_both_and_attacks_the_distance_from_them(mo
     found = Distill(("t",), 1.0, 1.0, attack=attack, beta=5 / 6, raises="teacher")(network, batch, key, {}).total
     said, clean, attacked = ensemble(batch.images), network(batch.images), network(batch.images + 0.1)
     assert_close(found, plain_kl(said, attacked, 1.0) * 5 / 6 + plain_kl(said, clean, 1.0) / 6)
-    raised = attack.asked[0](attacked, batch.targets)
+    rows = torch.arange(len(batch)).flip(0)
+    score = attack.asked[0].of(network, batch.images, batch.targets, key)
+    raised, logits = score(batch.images.flip(0) + 0.1, rows)
     assert raised.shape == (len(batch),)
     assert_close(raised.mean(), plain_kl(said, attacked, 1.0))
+    assert_close(logits, attacked.flip(0))
 
 
 def test_teachers_that_see_attacked_images_say_what_they_are(monkeypatch):

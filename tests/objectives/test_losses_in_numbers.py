@@ -17,7 +17,7 @@ from robust_train.data.mix import Mix
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy, kl
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch
+from robust_train.nouns import Attack, Batch, Raising
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.objectives.madry import Madry
@@ -37,7 +37,7 @@ class To(Attack):
 
     pixels: tuple[tuple[float, ...], ...]
 
-    def __call__(self, network, images, targets, key, loss=None):
+    def __call__(self, network, images, targets, key, goal=None):
         return images.new_tensor(self.pixels).view_as(images)
 
     def cost(self) -> float:
@@ -102,7 +102,7 @@ def test_trades_attacks_the_divergence_from_the_answer_in_the_attack():
     pgd = PGD(Linf(0.1), 4, 0.03, "noise")
     with torch.no_grad():
         reference = network(batch.images)
-    wanted = pgd(network, batch.images, batch.targets, key.of("attack"), lambda logits, _: kl(logits, reference))
+    wanted = pgd(network, batch.images, batch.targets, key.of("attack"), Raising(kl, reference))
     loss = Trades(pgd, 2.0)(network, batch, key, {})
     assert_close(loss.metrics["loss/kl"], kl(network(wanted), network(batch.images)).mean())
 

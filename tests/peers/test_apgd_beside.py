@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robust_train.attacks.apgd import APGD, Sight, _Walk
+from robust_train.attacks.apgd import _Walk
+from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy, dlr
+from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -30,9 +32,9 @@ def test_a_run_from_a_given_point_is_the_authors(loss, threat):
     theirs.init_hyperparam(images)
     with torch.no_grad():
         _, _, expected, _ = theirs.attack_single_run(images, labels, x_init=start)
-    walk = _Walk(threat, 30, None, images, labels, None, torch.arange(len(images)))
-    best = walk.run(Sight(network, APGD(threat, 30, loss), None), start, Key(0), None)
-    losses = cross_entropy if loss == "ce" else dlr
+    losses, key = cross_entropy if loss == "ce" else dlr, Key(0).naming(images)
+    see = Sight(network, images, labels, key, Raising(losses))
+    best = _Walk(threat, 30, None, images, see.every).run(see, start, key, None)
     reached, gain = losses(network(best), labels), expected - losses(network(start), labels)
     assert (gain > 0.004).float().mean() > 0.9
     assert ((reached - expected).abs() <= 0.001 * gain).float().mean() > 0.9

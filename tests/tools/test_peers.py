@@ -94,7 +94,7 @@ def test_the_ratio_is_ours_over_theirs(monkeypatch):
         return images
 
     class Ours(PGD):
-        def __call__(self, network, images, targets, key, loss=None):
+        def __call__(self, network, images, targets, key, goal=None):
             now[0] += 1.0 / 4
             return images
 
@@ -111,7 +111,7 @@ def test_sides_take_turns_batch_by_batch_and_the_share_done_is_told():
     calls, shares = [], []
 
     class Ours(PGD):
-        def __call__(self, network, images, targets, key, loss=None):
+        def __call__(self, network, images, targets, key, goal=None):
             calls.append("ours")
             return images
 
