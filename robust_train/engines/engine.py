@@ -55,7 +55,7 @@ class Engine(ABC):
         self.module = run.build(self.device).to(dtype)
         self.module.train()
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module)
+        self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module, run.updates)
         if run.compile:
             self.module.model.compile()
         self.updates = 0  # done so far

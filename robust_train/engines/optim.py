@@ -7,15 +7,21 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
+from robust_train.nouns import Schedule
 from robust_train.read.errors import ConfigError
+from robust_train.read.registry import Number
 from robust_train.settings.optimiser import Optimiser
 
 ELEMENTWISE = ("sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "lion", "rmsprop")
 """Optimisers whose update of a weight depends on that weight alone: those that sharding (ZeRO 1 and up) keeps right."""
 
 
-def build(chosen: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser over a model's trained parameters; its rate is set anew before each update."""
+def build(chosen: Optimiser, model: nn.Module, updates: int) -> torch.optim.Optimizer:
+    """timm's optimiser over a model's trained parameters; its rate is set anew before each of a run's `updates`.
+
+    It is made with the largest rate of the run, which some remember: corrected decay is lr^2 / (largest lr) times the
+    weight decay, and Muon's adamw_lr becomes a share of it.
+    """
     from timm.optim import create_optimizer_v2
 
     options: dict = dict(chosen.options)
@@ -26,7 +32,7 @@ def build(chosen: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
         return create_optimizer_v2(
             model,
             opt=chosen.name,
-            lr=1.0,
+            lr=peak(chosen.lr, updates),
             weight_decay=chosen.weight_decay,
             momentum=chosen.momentum,
             filter_bias_and_bn=not chosen.decay_all,
@@ -34,6 +40,11 @@ def build(chosen: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
         )
     except (ValueError, AssertionError, TypeError) as error:
         raise ConfigError(f"run.optimiser: timm cannot make {chosen.name!r}: {error}{_nearest(chosen.name)}") from error
+
+
+def peak(rate: Number, updates: int) -> float:
+    """The largest value of a rate in a run's updates."""
+    return max(rate(update, updates) for update in range(updates)) if isinstance(rate, Schedule) else rate
 
 
 def _nearest(name: str) -> str:

@@ -178,7 +178,7 @@ def test_edits_are_made_in_order_and_one_that_cannot_be_is_named() -> None:
 
 def test_what_a_vit_does_not_decay_is_not_decayed_after_an_edit() -> None:
     network = Blueprint(Timm("test_vit", patch_size=8), (ConvStem(),)).build(7, (3, SIZE, SIZE), "fp32", 4)
-    groups = build(Optimiser(weight_decay=0.1, decay_all=True), network).param_groups
+    groups = build(Optimiser(weight_decay=0.1, decay_all=True), network, 1).param_groups
     spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     names = {name for name, p in network.model.named_parameters() if id(p) in spared}
     assert {"pos_embed", "cls_token"} <= names

@@ -5,20 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
-from robust_train.engines.optim import build, set_rate
+from robust_train.engines.optim import build, peak, set_rate
+from robust_train.engines.schedule import Cosine
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
 from robust_train.read.errors import ConfigError
 from robust_train.settings.optimiser import Optimiser
+from robust_train.vision import ensure_torchvision_importable
 from tests.toys import ToyNetwork
+
+ensure_torchvision_importable()
+from timm.optim import create_optimizer_v2, list_optimizers  # noqa: E402
+
+NAMES = list_optimizers(exclude_filters=["bnb*", "fused*"])  # those are bitsandbytes' and apex's, for CUDA alone
 
 
 def decay(optimiser: Optimiser, network: nn.Module) -> dict[str, float]:
     """{parameter: its weight decay}."""
     names = {parameter: name.removeprefix("model.") for name, parameter in network.named_parameters()}
-    groups = build(optimiser, network).param_groups
+    groups = build(optimiser, network, 1).param_groups
     return {names[parameter]: group["weight_decay"] for group in groups for parameter in group["params"]}
 
 
@@ -58,7 +66,7 @@ def test_sgd_decays_in_the_gradient_and_adamw_beside_it() -> None:
         layer = nn.Linear(1, 1, bias=False)
         with torch.no_grad():
             layer.weight.fill_(1)
-        optimiser = build(Optimiser(name=name, weight_decay=0.1, decay_all=True), layer)
+        optimiser = build(Optimiser(name=name, weight_decay=0.1, decay_all=True), layer, 1)
         set_rate(optimiser, 0.5)
         layer.weight.grad = torch.ones(1, 1)
         optimiser.step()
@@ -66,7 +74,7 @@ def test_sgd_decays_in_the_gradient_and_adamw_beside_it() -> None:
 
 
 def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
-    optimiser = build(Optimiser(weight_decay=0.1), toy)
+    optimiser = build(Optimiser(weight_decay=0.1), toy, 1)
     optimiser.param_groups[0]["lr_scale"] = 0.1
     set_rate(optimiser, 0.5)
     first, *others = [group["lr"] for group in optimiser.param_groups]
@@ -74,14 +82,71 @@ def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
     assert set(others) == {0.5}
 
 
+def moved(optimiser: torch.optim.Optimizer, layers: nn.Module, rates: list[float] | None) -> list[torch.Tensor]:
+    """The weights after three steps; rates: set before each, or left as they are."""
+    images = torch.linspace(-1, 1, 18).double().view(3, 6)
+    for step in range(3):
+        if rates is not None:
+            set_rate(optimiser, rates[step])
+        optimiser.zero_grad()
+        # create_graph: AdaHessian differentiates once more
+        gradients = torch.autograd.grad(layers(images).square().sum(), list(layers.parameters()), create_graph=True)
+        for parameter, gradient in zip(layers.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+        for parameter in layers.parameters():
+            parameter.grad = None
+    return [parameter.detach() for parameter in layers.parameters()]
+
+
+def layers() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have .opt_einsum.")  # Kron, of speed
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimiser_of_timm_steps_as_one_that_was_made_with_the_rate(name: str) -> None:
+    """What some remember of it included: corrected decay is the decay times lr^2 over the rate at construction."""
+    plain, ours = layers(), layers()
+    expected = moved(create_optimizer_v2(plain, name, lr=0.01, weight_decay=0.1, momentum=0.9), plain, None)
+    chosen = Optimiser(name=name, lr=0.01, weight_decay=0.1)
+    assert_close(moved(build(chosen, ours, 3), ours, [0.01] * 3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:adamw_lr is deprecated")
+@pytest.mark.parametrize(("name", "options"), [("adamc", {}), ("muon", {"adamw_lr": 0.002})])
+def test_what_an_optimiser_remembers_is_the_largest_rate_of_the_schedule(name: str, options: dict[str, float]) -> None:
+    schedule, plain, ours = Cosine(0.01, warmup=1, start=0.001), layers(), layers()
+    rates = [schedule(update, 3) for update in range(3)]
+    assert peak(schedule, 3) == max(rates) == 0.01
+    made = create_optimizer_v2(plain, name, lr=0.01, weight_decay=0.1, momentum=0.9, **options)
+    chosen = Optimiser(name=name, lr=schedule, weight_decay=0.1, options=dict(options))
+    assert_close(moved(build(chosen, ours, 3), ours, rates), moved(made, plain, rates), rtol=0, atol=0)
+
+
+def test_corrected_decay_alone_shrinks_a_weight_by_its_closed_form() -> None:
+    """Without a gradient: w (1 - wd lr^2 / peak) at each update."""
+    layer = nn.Linear(1, 1, bias=False).double()
+    before = float(layer.weight.detach())
+    optimiser = build(Optimiser(name="adamc", lr=Cosine(0.02), weight_decay=0.5, decay_all=True), layer, 2)
+    layer.weight.grad = torch.zeros(1, 1).double()
+    for rate in (0.02, 0.01):
+        set_rate(optimiser, rate)
+        optimiser.step()
+    expected = before * (1 - 0.5 * 0.02) * (1 - 0.5 * 0.01**2 / 0.02)
+    assert float(layer.weight.detach()) == pytest.approx(expected, rel=1e-14)
+
+
 def test_an_unknown_optimiser_is_told_the_nearest(toy: Network) -> None:
     with pytest.raises(ConfigError, match=r"run\.optimiser: timm cannot make 'adamv'.*did you mean adam"):
-        build(Optimiser(name="adamv"), toy)
+        build(Optimiser(name="adamv"), toy, 1)
 
 
 def test_an_unknown_option_is_told(toy: Network) -> None:
     with pytest.raises(ConfigError, match="momentun"):
-        build(Optimiser(options={"momentun": 0.5}), toy)
+        build(Optimiser(options={"momentun": 0.5}), toy, 1)
 
 
 def test_a_negative_clip_is_refused() -> None:
