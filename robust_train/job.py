@@ -29,6 +29,7 @@ from robust_train.records import Records
 from robust_train.records.pictures import attack_picture
 from robust_train.run import Run
 from robust_train.train import train
+from robust_train.trained import weights_of
 
 PATIENCE = 20.0  # seconds that a folder may still be held by a process that was killed
 FREE = ("name", "records", "cluster", "engine", "checkpoint")
@@ -172,19 +173,9 @@ def begin(engine: Engine, records: Records) -> None:
 
 def start_from(engine: Engine, path: Path, records: Records) -> None:
     """Weights from a checkpoint or a safetensors file; a head for other classes begins anew, and is named."""
-    if path.is_dir():
-        folder = checkpoint.find(path)
-        checkpoint.verify(folder)
-        weights = {**checkpoint.read(folder, "weights"), **checkpoint.read(folder, "average")}
-    else:
-        from robust_train.models.weights import read_weights
-
-        weights = read_weights(path)
-    own, classes = engine.module.model.state_dict(), engine.module.classes
-    shaped = {name: own[name].shape for name in own if name in weights and weights[name].shape != own[name].shape}
-    head = [name for name, shape in shaped.items() if shape[:1] == (classes,)]
-    engine.begin_with(weights, str(path), {name: own[name] for name in head})
+    head = engine.begin_with(weights_of(path), str(path))
     if head:
+        classes = engine.module.classes
         records.say(f"{path} has a head for other classes: {', '.join(head)} begin anew, for {classes} classes")
 
 

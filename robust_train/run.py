@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from robust_train.keyed import Key
-from robust_train.models.blueprint import Blueprint
+from robust_train.models.blueprint import Blueprint, Recipe
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
 from robust_train.read import overrides
@@ -83,6 +83,10 @@ class Run:
             data = self.data
             network = self.network.build(data.classes, data.shape, self.precision, self.batch)
         return network.to(device)
+
+    def recipe(self, network: Network) -> Recipe:
+        """What builds the run's network again where neither the run nor its data set is."""
+        return Recipe.of(self.network, network, self.data.shape, self.batch, self.uses)
 
     def batches(self, place: Place, start: int) -> Iterator[Batch]:
         """This rank's share of each global batch from update `start` on, uint8."""

@@ -13,6 +13,7 @@ from robust_train.data.shards import Shards
 from robust_train.evaluate.shifts import Shifts, preprocessing
 from robust_train.keyed.noise import Mode
 from robust_train.loading import load, of_timm, run_of, validation_of
+from robust_train.models.blueprint import Recipe
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.noise import draws, settle
@@ -20,7 +21,7 @@ from robust_train.nouns import Dataset, Shape, Threat, at
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
-from robust_train.trained import Members, home_of, is_ensemble, named_by
+from robust_train.trained import Members, home_of, is_ensemble, named_by, recipe_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Subject:
     @property
     def shape(self) -> Shape:
         """Of an image."""
-        run = self.run
-        return (3, self.size, self.size) if run is None else run.data.shape
+        recipe = self.recipe
+        return (3, self.size, self.size) if recipe is None else recipe.shape
 
     def noise_of(self, network: Network | Ensemble) -> Mode | None:
         """How the noise of its network is treated; None where it has none."""
@@ -87,6 +88,11 @@ class Subject:
     def run(self) -> Run | None:
         """The run that a checkpoint was saved with; of an ensemble its first member's."""
         return None if self.checkpoint is None else run_of(named_by(self.checkpoint)[0])
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the network of a checkpoint is built; of an ensemble its first member's."""
+        return None if self.checkpoint is None else recipe_of(self.checkpoints[0])
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robust_train import checkpoint
-from robust_train.models.blueprint import Blueprint
+from robust_train.models.blueprint import Recipe
 from robust_train.models.ensemble import Ensemble, Mean
 from robust_train.models.network import Network
 from robust_train.models.shapes import written
-from robust_train.models.weights import fit_weights
-from robust_train.nouns import Dataset, Shape
+from robust_train.models.weights import fit_weights, read_weights
+from robust_train.nouns import Place, Shape
 from robust_train.read import uses
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.read.parse import dump, load_tree, parse
@@ -46,16 +47,6 @@ class Members:
         return dump(self)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What of a run decides how its network is built."""
-
-    network: Blueprint
-    data: Dataset
-    batch: int
-    uses: tuple[str, ...] = ()
-
-
 def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: bool = True) -> Network | Ensemble:
     """The network of a checkpoint (of a run's folder its best, else its newest), or the ensemble of a YAML file.
 
@@ -68,15 +59,30 @@ def network_of(path: str | Path, device: torch.device | str = "cpu", averaged: b
         return together(path, found.members, found.mean, found.weights, device, averaged)
     folder = checkpoint.find(path)
     checkpoint.verify(folder)
-    recipe = recipe_of(folder)
-    with torch.random.fork_rng():
-        network = bare(recipe.network).build(recipe.data.classes, recipe.data.shape, "fp32", recipe.batch)
+    network = recipe_of(folder).build()
+    fit_weights(network.model, _weights(folder, averaged), str(folder))
+    return network.to(device).eval()
+
+
+def weights_of(path: str | Path, averaged: bool = True) -> dict[str, Tensor]:
+    """{name: tensor} of a checkpoint, or of a weights file.
+
+    A run's folder means its best checkpoint, else its newest. averaged: the averaged weights, where the run kept them.
+    CheckpointError for what is no whole checkpoint or file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        return read_weights(path)
+    folder = checkpoint.find(path)
+    checkpoint.verify(folder)
+    return _weights(folder, averaged)
+
+
+def _weights(folder: Path, averaged: bool) -> dict[str, Tensor]:
     weights = checkpoint.read(folder, "weights")
     if averaged:
         weights |= {name: value.to(weights[name].dtype) for name, value in checkpoint.read(folder, "average").items()}
-    fit_weights(network.model, weights, str(folder), {})
-    network.precision = "fp32"
-    return network.to(device).eval()
+    return weights
 
 
 def together(
@@ -122,7 +128,7 @@ def checkpoints_of(path: Path, members: Sequence[str]) -> list[Path]:
         if is_ensemble(member):
             raise ConfigError(f"{path}: its member {member} is an ensemble itself. Name that one's members instead.")
         folders.append(checkpoint.find(member))
-        seen.setdefault(recipe_of(folders[-1]).data.shape, member)
+        seen.setdefault(recipe_of(folders[-1]).shape, member)
     if len(seen) > 1:
         takes = " and ".join(f"{written(shape)} ({name})" for shape, name in seen.items())
         raise ConfigError(f"{path}: its members take images of {takes}. Name members that see the same images.")
@@ -130,22 +136,19 @@ def checkpoints_of(path: Path, members: Sequence[str]) -> list[Path]:
 
 
 def recipe_of(folder: Path) -> Recipe:
-    """What the run of a checkpoint says of its network."""
-    said = folder / "run.yaml"
+    """How the network of a checkpoint is built, as its network.yaml says it: neither the run nor its data is needed."""
+    said = folder / "network.yaml"
     if not said.is_file():
         raise CheckpointError(
-            f"{folder} is no checkpoint: it has no run.yaml. Name a run's folder, or a checkpoint in it."
+            f"{folder} is no checkpoint: it has no network.yaml. Name a run's folder, or a checkpoint in it."
         )
-    tree = load_tree(said)
-    names = ("uses", "network", "data", "batch")
-    found = parse(Recipe, {name: tree[name] for name in names if name in tree}, "run", str(said))
+    found = parse(Recipe, load_tree(said), "network", str(said))
     uses.tell(found.uses, folder)
     return found
 
 
-def bare(blueprint: Blueprint) -> Blueprint:
-    """The blueprint without the weights file that its model began with: a checkpoint has its own."""
-    model = blueprint.model
-    if getattr(model, "weights", None) is None:
-        return blueprint
-    return replace(blueprint, model=replace(model, weights=None))  # type: ignore[type-var]
+def put(folder: Path, recipe: Recipe, weights: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write a network that no run trained as a checkpoint of its own; texts: further files."""
+    brought = {f"{uses.FOLDER}/{path}": text for path, text in uses.sources(recipe.uses).items()}
+    said = {**texts, **brought, "network.yaml": dump(recipe)}
+    checkpoint.write(folder, {"weights.safetensors": weights}, said, Place(), lambda mine: [mine])

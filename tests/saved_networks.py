@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from robust_train.attacks.pgd import PGD
-from robust_train.checkpoint import write
 from robust_train.data.digits import Digits
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallCNN, SmallResNet
 from robust_train.models.v1 import V1
-from robust_train.nouns import Dataset, Place
+from robust_train.nouns import Dataset
 from robust_train.objectives.madry import Madry
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
+from robust_train.trained import put
 
 CNN = Blueprint(SmallCNN(widths=(4, 8), strides=(2, 2)), group=16)
 RESNET = Blueprint(SmallResNet(widths=(4, 8, 8)), mean=(0.5,), std=(0.5,), group=16)
@@ -28,11 +28,10 @@ def saved(folder: Path, network: Blueprint, data: Dataset, seed: int = 0) -> Pat
     """The folder of a run with one checkpoint, of a network as its seed makes it; its logits are far from flat."""
     attack = PGD(Linf(0.1), steps=1, step_size=0.1)
     run = Run(data, network, Madry(attack), updates=1, batch=16, name=folder.name, folder=str(folder), seed=seed)
-    weights = run.build(torch.device("cpu")).model.state_dict()
+    built = run.build(torch.device("cpu"))
     texts = {"run.yaml": run.dump()}
     if isinstance(data, Digits):
         data.prepare()
         texts["data.json"] = json.dumps(data.checksums())
-    place = folder / "checkpoints" / "00000001"
-    write(place, {"weights.safetensors": weights}, texts, Place(), lambda value: [value])
+    put(folder / "checkpoints" / "00000001", run.recipe(built), built.model.state_dict(), texts)
     return folder

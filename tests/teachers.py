@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from robust_train import checkpoint
 from robust_train.data.shards import Shards
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallCNN
 from robust_train.models.v1 import V1
-from robust_train.nouns import Place
 from robust_train.objectives.plain import Plain
 from robust_train.run import Run
+from robust_train.trained import put
 
 FRONT = V1(visual_degrees=0.5, ksize=5, stride=2, simple=4, complex=4, k_exc=20.0)
 
@@ -26,8 +25,8 @@ def teacher(folder: str | Path, seed: int, noisy: bool = False, classes: int = 5
     data = Shards(train="none.tar", validation="none.tar", classes=classes, size=8, channels=channels)
     blueprint = Blueprint(SmallCNN((6, 6), (2, 1)), edits=(FRONT,) if noisy else (), group=4)
     run = Run(data=data, network=blueprint, objective=Plain(), updates=1, batch=16, seed=seed)
-    weights = dict(run.build(torch.device("cpu")).model.state_dict())
+    built = run.build(torch.device("cpu"))
+    weights = dict(built.model.state_dict())
     weights["head.weight"] = 5 * weights["head.weight"]  # so that it has something to say
-    files, texts = {"weights.safetensors": weights}, {"run.yaml": run.dump()}
-    checkpoint.write(path, files, texts, Place(), lambda value: [value])
+    put(path, run.recipe(built), weights, {})
     return str(path)

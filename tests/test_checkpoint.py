@@ -115,7 +115,7 @@ def test_a_checkpoint_of_an_update_that_is_done_again_replaces_the_first(engine:
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(engine: Engine, folder: Path) -> None:
     other = again(engine.run, network=Blueprint(ToyNetwork(width=7), group=4))
-    message = r"another model than the run's: \d+ of another shape \(layers.0.conv.weight \(6, 1, 3, 3\) instead of \(7"
+    message = r"does not fit Sequential: \d+ of another shape \(layers.0.conv.weight \(6, 1, 3, 3\) instead of \(7"
     with pytest.raises(CheckpointError, match=message):
         other.load(folder)
 

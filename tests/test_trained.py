@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import robust_train
+from robust_train import checkpoint
 from robust_train.data.digits import Digits
 from robust_train.data.shards import Shards
-from robust_train.models.blueprint import Blueprint
+from robust_train.models.activations import Activations
+from robust_train.models.blueprint import Blueprint, Recipe
+from robust_train.models.convstem import ConvStem
 from robust_train.models.ensemble import Ensemble, mixed
 from robust_train.models.network import Network
 from robust_train.models.small_cnn import SmallCNN
+from robust_train.models.timm import Timm
 from robust_train.read.errors import CheckpointError, ConfigError
-from robust_train.trained import Members, home_of, network_of
-from tests.saved_networks import CNN, RESNET, saved
+from robust_train.read.parse import dump, load_tree, parse
+from robust_train.subject import Subject
+from robust_train.trained import Members, home_of, network_of, put, recipe_of
+from tests.saved_networks import BEHIND_V1, CNN, RESNET, saved
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +107,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ("members: [runs/cnn]\nwieghts: [1]\n", ConfigError, r"ensemble\.wieghts.*did you mean 'weights'"),
         ("members: [runs/cnn]\nmean: votes\n", ConfigError, r"ensemble\.mean.*votes"),
         ("members: [runs/cnn, runs/none]\n", CheckpointError, r"runs/none does not exist\. Name a run's folder"),
-        ("members: [runs/cnn, runs]\n", CheckpointError, r"has no run\.yaml\. Name a run's folder"),
+        ("members: [runs/cnn, runs]\n", CheckpointError, r"has no network\.yaml\. Name a run's folder"),
         ("members: [runs/cnn, inner.yaml]\n", ConfigError, r"inner\.yaml is an ensemble itself\. Name that one's"),
         ("members: [runs/cnn, runs/cnn]\nweights: [1]\n", ConfigError, r"must be 2 shares, none below 0"),
         ("members: [runs/cnn]\nweights: [0.5]\n", ConfigError, r"must be 1 shares, none below 0, that add up to 1"),
@@ -136,3 +145,62 @@ def test_what_is_found_of_an_ensemble_goes_beside_its_file(study):
     folder = study / "runs" / "cnn"
     inside = folder / "checkpoints" / "00000001"
     assert {home_of(named) for named in (folder, inside, inside / "weights.safetensors")} == {folder}
+
+
+# -- what builds a network lies with it --------------------------------------------------------------
+
+
+def test_a_checkpoint_needs_neither_its_run_nor_its_data_set(small_run, tmp_path):
+    """network.yaml alone says how the network is built: a run whose classes are unknown here is not even read."""
+    images, before = torch.rand(2, 1, 32, 32), network_of(small_run.parent / "run")
+    folder = shutil.copytree(checkpoint.find(small_run.parent / "run"), tmp_path / "away")
+    (folder / "run.yaml").write_text("data: {use: gone, folder: /nowhere}\nobjective: {use: gone-too}\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["run.yaml"] = hashlib.sha256((folder / "run.yaml").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with torch.no_grad():
+        for loaded in (network_of(folder), robust_train.load(folder / "weights.safetensors")):
+            assert torch.equal(loaded(images), before(images))
+    assert Subject(str(folder)).shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "blueprint",
+    [
+        replace(BEHIND_V1, group=3, channels_last=True),
+        replace(RESNET, edits=(Activations("silu"),), mean=None, std=None),
+        Blueprint(Timm("test_resnet", drop_rate=0.1), checkpointing=True),
+        Blueprint(Timm("test_vit", patch_size=8), (ConvStem(),), std=(0.3,)),
+    ],
+)
+def test_a_recipe_builds_the_network_that_it_is_of(blueprint, tmp_path):
+    torch.manual_seed(0)
+    made = blueprint.build(10, (3, 32, 32), "bf16", 2).eval()
+    recipe = Recipe.of(blueprint, made, (3, 32, 32), 2)
+    put(tmp_path / "kept", recipe, made.model.state_dict(), {})
+    assert recipe_of(tmp_path / "kept") == recipe == parse(Recipe, load_tree(dump(recipe)))
+    again = network_of(tmp_path / "kept")
+    made.precision = "fp32"
+    assert torch.equal(again.mean.expand(3, 1, 1), made.mean.expand(3, 1, 1))
+    assert torch.equal(again.std.expand(3, 1, 1), made.std.expand(3, 1, 1))
+    assert (again.stages, again.norms.group, again.channels_last) == (made.stages, 2, made.channels_last)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(), made.noise(mode="off"), again.noise(mode="off"):
+        assert torch.equal(again(images), made(images))
+
+
+def test_a_recipe_names_no_file_that_the_model_began_with_and_no_default_of_a_library():
+    """timm's own mean and deviation are written out: another version of timm would not move them."""
+    model = Timm("resnet18")
+    made = Blueprint(model).build(10, (3, 32, 32), "fp32", 4)
+    recipe = Recipe.of(Blueprint(replace(model, weights="/nowhere.pth"), checkpointing=True), made, (3, 32, 32), 4)
+    assert recipe.network.model == model
+    assert (recipe.network.mean, recipe.network.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert not recipe.network.checkpointing
+
+
+def test_a_network_is_rebuilt_without_touching_the_global_generator(small_run):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    network_of(small_run.parent / "run")
+    assert torch.equal(torch.get_rng_state(), before)

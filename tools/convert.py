@@ -143,16 +143,23 @@ def trained_of(subject: Subject) -> Trained:
     from robust_train.evaluate.shifts import preprocessing
     from robust_train.models.blueprint import Blueprint
     from robust_train.models.timm import Timm
-    from robust_train.trained import bare
 
-    run = subject.run
-    if run is None:
+    recipe = subject.recipe
+    if recipe is None:
         blueprint, network = Blueprint(Timm(str(subject.model))), subject.network()
         crop = preprocessing(network).get("crop", 0.875) if subject.crop is None else subject.crop
         return Trained(network, blueprint, subject.shape, crop)
     noise = None if subject.noise == "drawn" else subject.noise
-    crop = getattr(run.data, "crop", 1.0)
-    return Trained(subject.network(), bare(run.network), subject.shape, crop, noise)
+    return Trained(subject.network(), recipe.network, recipe.shape, crop_of(subject), noise)
+
+
+def crop_of(subject: Subject) -> float:
+    """The middle share of images that a checkpoint's run evaluates on; 1 where its data set is not known here."""
+    try:
+        return getattr(getattr(subject.run, "data", None), "crop", 1.0)
+    except RunError as error:
+        print(f"note: the run's data set is not known here ({error}); crop 1 is written", file=sys.stderr)
+        return 1.0
 
 
 def entry_of(asked: argparse.Namespace, subject: Subject) -> Entry:

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_train.models.blueprint import Blueprint
+from robust_train.models.blueprint import Blueprint, numbers
 from robust_train.models.exported import (
     architecture,
     described,
-    numbers,
     of_timm_alone,
     read_program,
     timm_arguments,

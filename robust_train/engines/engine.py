@@ -271,12 +271,13 @@ class Engine(ABC):
         """Go back to a checkpoint; what the records are to know of it. CheckpointError where it does not fit."""
         return saved.load(self, folder)
 
-    def begin_with(self, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
-        """Begin a run with weights from elsewhere; those in `new` stay as they are (another head)."""
-        fit_weights(self.module.model, weights, source, new)
+    def begin_with(self, weights: dict[str, Tensor], source: str) -> list[str]:
+        """Begin a run with weights from elsewhere; the names of those that stay as they are (another head)."""
+        head = fit_weights(self.module.model, weights, source, self.module.classes)
         self.weights_changed()
         if self.run.average is not None:
             self.averaged = Averaged(self.run.average, self)
+        return head
 
     def optimiser_state(self, name: str) -> dict[str, Any]:
         """The optimiser's state of a parameter, in full (every rank calls it for every parameter, in one order)."""

@@ -13,6 +13,7 @@ from robust_train.engines.average import shares
 from robust_train.models.weights import fit_weights
 from robust_train.read import uses
 from robust_train.read.errors import CheckpointError
+from robust_train.read.parse import dump
 
 if TYPE_CHECKING:
     from robust_train.engines.engine import Engine
@@ -23,7 +24,7 @@ def save(engine: Engine, records: Records) -> None:
     """Write a checkpoint of everything the next update depends on, and close the metrics so far with it.
 
     weights.safetensors (as timm names them), optimiser-RANK.safetensors and average-RANK.safetensors (each rank its
-    share, by parameter), state.safetensors, position.json, run.yaml, data.json, manifest.json;
+    share, by parameter), state.safetensors, position.json, run.yaml, network.yaml, data.json, manifest.json;
     uses/: the source of the run's own modules.
     """
     run, place = engine.run, engine.place
@@ -49,6 +50,7 @@ def save(engine: Engine, records: Records) -> None:
     texts = {f"{uses.FOLDER}/{path}": text for path, text in uses.sources(run.uses).items()}
     texts |= {
         "run.yaml": run.dump(),
+        "network.yaml": dump(run.recipe(engine.module)),
         "position.json": json.dumps(position, indent=1),
         "data.json": json.dumps(run.data.checksums(), indent=1),
     }
@@ -66,7 +68,7 @@ def load(engine: Engine, folder: Path) -> dict[str, Any]:
     """
     checkpoint.verify(folder)
     position = json.loads((folder / "position.json").read_text(encoding="utf-8"))
-    fit_weights(engine.module.model, checkpoint.read(folder, "weights"), str(folder), {})
+    fit_weights(engine.module.model, checkpoint.read(folder, "weights"), str(folder))
     engine.weights_changed()
     states: dict[str, dict[str, Any]] = {name: {} for name in engine.parameters}
     for path, value in [*checkpoint.read(folder, "optimiser").items(), *position["optimiser"].items()]:

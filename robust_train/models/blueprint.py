@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from robust_train.models.network import Network, Precision
 from robust_train.nouns import Edit, Model, Shape
@@ -61,6 +62,12 @@ class Blueprint:
             checkpoint_blocks(network.model, network.masks, network.norms)
         return network
 
+    def bare(self) -> Blueprint:
+        """Without the weights file that the model began with, and without what only training asks for."""
+        held = getattr(self.model, "weights", None) is None
+        model = self.model if held else replace(self.model, weights=None)  # type: ignore[type-var]
+        return replace(self, model=model, checkpointing=False)
+
     def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         chosen = []
         for name, given in (("mean", self.mean), ("std", self.std)):
@@ -82,3 +89,33 @@ class Blueprint:
         if name in own:
             yield tuple(own[name])
         yield (0.0,) if name == "mean" else (1.0,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a network is built from, without the run that trained it and its data set: network.yaml of a checkpoint.
+
+    Weights come from elsewhere.
+    """
+
+    network: Blueprint  # with mean and std as they are: no other version of a library decides them
+    classes: int  # logits
+    shape: tuple[int, ...]  # of a sample: (channels, height, width) of an image
+    uses: tuple[str, ...] = ()  # modules of the user's own that are imported first
+
+    @classmethod
+    def of(cls, blueprint: Blueprint, network: Network, shape: Shape, batch: int, uses: tuple[str, ...] = ()) -> Recipe:
+        """What builds `network` again, which was built by `blueprint` for samples of `shape` in batches of `batch`."""
+        mean, std = (tuple(numbers(values, shape[-3])) for values in (network.mean, network.std))
+        said = replace(blueprint.bare(), mean=mean, std=std, group=min(blueprint.group, batch))
+        return cls(said, network.classes, tuple(shape), uses)
+
+    def build(self) -> Network:
+        """The network in float32, randomly initialised; the global generator stays as it was."""
+        with torch.random.fork_rng():
+            return self.network.build(self.classes, self.shape, "fp32", self.network.group)
+
+
+def numbers(values: Tensor, channels: int) -> list[float]:
+    """A number a channel, as short as float32 is told apart by: 0.4914, not 0.49140000343."""
+    return [float(str(value)) for value in values.detach().cpu().float().flatten().expand(channels).numpy()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.losses import full
-from robust_train.models.blueprint import Blueprint
+from robust_train.models.blueprint import Blueprint, numbers
 from robust_train.models.ensemble import Ensemble, Mean, mixed
 from robust_train.models.network import Network
 from robust_train.models.noise import Settlement, refuse_drawn, settle
@@ -180,10 +180,9 @@ def config(network: Network, blueprint: Blueprint, shape: Shape, crop: float) ->
     if of_timm_alone(blueprint):
         said["model_args"] = timm_arguments(blueprint.model, network, shape)
     else:
-        kind, said_by_run = type(blueprint.model), {**tree_of(blueprint), "checkpointing": False}
+        kind = type(blueprint.model)
         said["built_by"] = f"{kind.__module__}.{kind.__qualname__}"
-        said["network"] = said_by_run
-        _without_weights(said_by_run["model"])
+        said["network"] = tree_of(blueprint.bare())
     return said
 
 
@@ -220,20 +219,6 @@ def described(blueprint: Blueprint, noise: Settlement | None = None) -> str:
     """A model with its edits, and what became of its noise: "small-resnet + v1, noise off"."""
     edits = "".join(f" + {edit.use}" for edit in blueprint.edits)
     return architecture(blueprint.model) + edits + ("" if noise is None else f", noise {noise}")
-
-
-def numbers(values: Tensor, channels: int) -> list[float]:
-    """A number a channel, as short as float32 is told apart by: 0.4914, not 0.49140000343."""
-    return [float(str(value)) for value in values.detach().cpu().float().flatten().expand(channels).numpy()]
-
-
-def _without_weights(model: dict[str, Any]) -> None:
-    """Forget, at any depth, the file that a model began with."""
-    if "weights" in model:
-        model["weights"] = None
-    for inner in model.values():
-        if isinstance(inner, dict):
-            _without_weights(inner)
 
 
 def _example(network: Network | Ensemble, shape: Shape) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.models.shapes import square
-from robust_train.models.weights import read_weights
+from robust_train.models.weights import fit_weights, read_weights
 from robust_train.nouns import Model, Shape
-from robust_train.read.errors import CheckpointError, ConfigError
+from robust_train.read.errors import ConfigError
 from robust_train.read.registry import models
 from robust_train.vision import ensure_torchvision_importable
 
@@ -59,7 +58,9 @@ class Timm(Model):
         model = self._created(classes, channels, size)
         self._try(model, classes, channels, size)
         if self.weights is not None:
-            load(model, read_weights(self.weights), self.weights)
+            head = fit_weights(model, read_weights(self.weights), self.weights, classes)
+            if head:
+                log.warning("%s: another head, of %d classes, begins anew: %s", self.weights, classes, ", ".join(head))
         return model
 
     def stages(self, model: nn.Module) -> Iterator[str]:
@@ -117,63 +118,6 @@ class Timm(Model):
         model.train()
         if not isinstance(logits, Tensor) or logits.shape != (1, classes):
             raise ConfigError(f"{self.name} does not turn an image into {classes} logits; name a classifier")
-
-
-def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> list[str]:
-    """Weights into a timm model, strictly by name; the names of the tensors left as they were: a head of other classes.
-
-    timm's own filter of the model resamples position embeddings to another input size and renames what other projects
-    name otherwise. Raises CheckpointError naming the first tensors that do not fit.
-    """
-    change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if change is not None:
-        try:
-            weights = change(weights, model)
-        except (KeyError, RuntimeError, AttributeError, AssertionError) as error:
-            raise CheckpointError(
-                f"{source}: holds another model than {_named(model)} ({_first_line(error)})"
-            ) from error
-    own = model.state_dict()
-    heads = _heads(model)
-    new = [
-        name
-        for name in own
-        if name.rpartition(".")[0] in heads and name in weights and weights[name].shape != own[name].shape
-    ]
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {_shape(weights[name])} instead of {_shape(own[name])}"
-        for name in own
-        if name in weights and name not in new and weights[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{source}: does not fit {_named(model)} in {len(wrong)} tensors: {'; '.join(wrong[:3])}"
-            f"{'; ...' if len(wrong) > 3 else ''}. Name the model that it was saved from, and its options."
-        )
-    if new:
-        log.warning(
-            "%s: %s left out and begun anew: for %d classes instead of %d",
-            source, ", ".join(new), len(own[new[0]]), len(weights[new[0]]),
-        )  # fmt: skip
-    model.load_state_dict({**weights, **{name: own[name] for name in new}})
-    return new
-
-
-def _heads(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that give logits."""
-    said = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (said,) if isinstance(said, str) else tuple(said)
-
-
-def _named(model: nn.Module) -> str:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture") or type(model).__name__
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,30 +39,61 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], source: str, new: dict[str, Tensor]) -> None:
-    """Load weights by name; those in `new` come first. CheckpointError names what is missing, unknown or misshapen."""
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], source: str, classes: int | None = None) -> list[str]:
+    """Load weights by name, strictly; the names of the tensors that stay as they are: a head of other classes.
+
+    classes: those of the model, for weights that come from elsewhere. Then tensors whose first size is `classes` here
+    and one other number there, and whose other sizes agree, are the head's and begin anew. Where more differs, timm's
+    own filter of the model is asked: it resamples position embeddings to another input size, and renames what other
+    projects name otherwise. None: exactly the model's own. Raises CheckpointError naming what does not fit.
+    """
+    head, wrong = _differences(model, weights, classes)
+    change = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    if wrong and classes is not None and change is not None:
+        try:
+            weights = change(dict(weights), model)
+        except (KeyError, RuntimeError, AttributeError, AssertionError) as error:
+            wrong = [str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__]
+        else:
+            head, wrong = _differences(model, weights, classes)
+    if wrong:
+        remedy = "Name the run's own checkpoint, or give the run another folder."
+        if classes is not None:
+            remedy = "Name the model that it was saved from, with its options and edits."
+        raise CheckpointError(f"{source} does not fit {_named(model)}: {'; '.join(wrong)}. {remedy}")
     own = model.state_dict()
-    offered = {**weights, **new}
+    model.load_state_dict({**weights, **{name: own[name] for name in head}})
+    return head
+
+
+def _differences(model: nn.Module, weights: dict[str, Tensor], classes: int | None) -> tuple[list[str], list[str]]:
+    """The names of a head of other classes; and in words what else is missing, unknown or misshapen."""
+    own = model.state_dict()
+    shapes = {n: (weights[n].shape, own[n].shape) for n in own if n in weights and weights[n].shape != own[n].shape}
+    head = [
+        name for name, (there, here) in shapes.items() if there and here[:1] == (classes,) and there[1:] == here[1:]
+    ]
+    if len({weights[name].shape[0] for name in head}) > 1:
+        head = []
     found = {
-        "missing": [name for name in own if name not in offered],
-        "unknown": [name for name in offered if name not in own],
+        "missing": [name for name in own if name not in weights],
+        "unknown": [name for name in weights if name not in own],
         "of another shape": [
-            f"{name} {tuple(offered[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own
-            if name in offered and offered[name].shape != own[name].shape
+            f"{name} {tuple(there)} instead of {tuple(here)}"
+            for name, (there, here) in shapes.items()
+            if name not in head
         ],
     }
-    wrong = [
+    return head, [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for what, names in found.items()
         if names
     ]
-    if wrong:
-        raise CheckpointError(
-            f"{source} holds another model than the run's: {'; '.join(wrong)}. Name the run's own checkpoint, or give "
-            "the run another folder."
-        )
-    model.load_state_dict(offered)
+
+
+def _named(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg.get("architecture") or type(model).__name__
 
 
 def _absent(path: Path) -> str:

@@ -133,7 +133,7 @@ def test_weights_from_elsewhere_begin_the_average_too(tmp_path: Path) -> None:
     """The average of a run that starts from a checkpoint does not remember the seed's weights."""
     donor = PlainEngine(toy_run(Plain(), tmp_path, seed=1))
     engine = PlainEngine(toy_run(Plain(), tmp_path, average=Average(0.999, warmup=False)))
-    engine.begin_with(weights(donor), "donor", {})
+    engine.begin_with(weights(donor), "donor")
     assert all(torch.equal(weights(donor)[name], value) for name, value in engine.averaged.kept.items())  # type: ignore[union-attr]
 
 

@@ -20,35 +20,36 @@ from robust_train.evaluate.files import Files
 from robust_train.evaluate.panel import Entry, Panel, judge, judged_panel
 from robust_train.keyed import Key
 from robust_train.losses import correct
+from robust_train.models.blueprint import Blueprint, Recipe
 from robust_train.models.ensemble import Ensemble
 from robust_train.nouns import Dataset, Place
 from robust_train.read.errors import CheckpointError, ConfigError
-from robust_train.trained import network_of, recipe_of
+from robust_train.read.parse import load_tree, parse
+from robust_train.trained import network_of, put
 
 CNN = "model: {use: small-cnn, widths: [4, 8], strides: [2, 2]}"
 V1 = """edits:
-  - {use: v1, visual_degrees: 1, ksize: 7, stride: 4, simple: 4, complex: 4, sf_max: 11.3, noise_scale: 2}
-  model: {use: small-resnet, widths: [8, 8]}"""
+- {use: v1, visual_degrees: 1, ksize: 7, stride: 4, simple: 4, complex: 4, sf_max: 11.3, noise_scale: 2}
+model: {use: small-resnet, widths: [8, 8]}"""
 COURSE = Course(("contrast", "brightness"), chunk=16, images=40)
 PIECES = 3 * 11  # chunks of 16, 16 and 8; clean and two corruptions at five severities
 
 
 def written(folder: Path, digits: Path, seed: int, network: str) -> None:
     """A run's folder with one checkpoint: random weights, the last layer fitted to 100 images by least squares."""
-    said = f"data: {{use: digits, folder: {digits}}}\nnetwork:\n  {network}\nbatch: 16\n"
-    folder.mkdir()
-    (folder / "run.yaml").write_text(said, encoding="utf-8")
-    recipe = recipe_of(folder)
     torch.manual_seed(seed)
-    made = recipe.network.build(10, (1, 32, 32), "fp32", 16).eval()
-    batch = next(iter(recipe.data.validation_batches(Place(), 100))).to("cpu")
+    blueprint = parse(Blueprint, load_tree(network))
+    made = blueprint.build(10, (1, 32, 32), "fp32", 16).eval()
+    data = Digits(str(digits))
+    data.prepare()
+    batch = next(iter(data.validation_batches(Place(), 100))).to("cpu")
     with torch.no_grad():
         last = made.features(batch.images, ["flatten"])["flatten"]
         wanted = torch.nn.functional.one_hot(batch.targets, 10).float()
         found = torch.linalg.lstsq(last.T @ last + 1e-3 * torch.eye(last.shape[1]), last.T @ wanted).solution
         made.model.head.weight.copy_(found.T)
-    weights = {"weights.safetensors": made.model.state_dict()}
-    checkpoint.write(folder / "checkpoints/00000001", weights, {"run.yaml": said}, Place(), lambda mine: [mine])
+    recipe = Recipe.of(blueprint, made, (1, 32, 32), 16)
+    put(folder / "checkpoints/00000001", recipe, made.model.state_dict(), {})
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robust_train.models.weights import read_weights
+from robust_train.models.weights import fit_weights, read_weights
 from robust_train.read.errors import CheckpointError
 
 WEIGHTS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(2)}
@@ -78,3 +78,45 @@ def test_a_file_without_tensors_is_told(tmp_path: Path) -> None:
         torch.save(found, tmp_path / "weights.pth")
         with pytest.raises(CheckpointError, match="holds no weights by name"):
             read_weights(tmp_path / "weights.pth")
+
+
+# -- weights in a model ------------------------------------------------------------------------------
+
+
+def model(classes: int = 4, width: int = 3) -> nn.Sequential:
+    """A layer, a norm and a head."""
+    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+
+def test_weights_that_fit_are_loaded_whole() -> None:
+    one, other = model(), model()
+    assert fit_weights(other, one.state_dict(), "file") == fit_weights(other, one.state_dict(), "file", 4) == []
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_a_head_for_other_classes_stays_as_it_was_and_is_named_where_weights_come_from_elsewhere() -> None:
+    one, other = model(classes=7), model()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"file does not fit Sequential: 2 of another shape \(2\.weight \(7, 3\)"):
+        fit_weights(other, one.state_dict(), "file")
+    assert fit_weights(other, one.state_dict(), "file", 4) == ["2.weight", "2.bias"]
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, (before if name.startswith("2.") else one.state_dict())[name]), name
+
+
+def test_layers_as_wide_as_there_are_classes_are_no_heads() -> None:
+    """3 classes, and a layer of 3: what is of width 5 there is another model, and no head of 5 classes."""
+    with pytest.raises(CheckpointError, match=r"of another shape \(.*2\.weight \(3, 5\) instead of \(3, 3\)"):
+        fit_weights(model(classes=3), model(classes=3, width=5).state_dict(), "file", 3)
+    with pytest.raises(CheckpointError, match="of another shape"):  # two heads of two numbers of classes
+        fit_weights(
+            model(classes=3), {**model(3).state_dict(), "2.bias": torch.ones(5), "0.bias": torch.ones(7)}, "f", 3
+        )
+
+
+def test_what_does_not_fit_is_named_with_the_remedy() -> None:
+    weights = model().state_dict()
+    weights["3.weight"] = weights.pop("2.weight")
+    for classes, remedy in ((None, "Name the run's own checkpoint"), (4, "Name the model that it was saved from")):
+        with pytest.raises(CheckpointError, match=rf"1 missing \(2.weight\); 1 unknown \(3.weight\)\. {remedy}"):
+            fit_weights(model(), weights, "file", classes)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import robust_train
 from robust_train.attacks.pgd import PGD
-from robust_train.checkpoint import write
 from robust_train.data.shards import Shards
 from robust_train.losses import cross_entropy
 from robust_train.models import exported
@@ -26,6 +25,7 @@ from robust_train.objectives.madry import Madry
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
+from robust_train.trained import put
 from tools.convert import compared, main
 from tools.robustbench_entry import Entry
 
@@ -50,8 +50,7 @@ def saved(folder: Path, network: Blueprint, classes: int, size: int = 16) -> Pat
         if "running" in name:
             value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
     place = folder / "checkpoints" / "00000001"
-    texts = {"run.yaml": run.dump()}
-    write(place, {"weights.safetensors": built.model.state_dict()}, texts, Place(), lambda value: [value])
+    put(place, run.recipe(built), built.model.state_dict(), {"run.yaml": run.dump()})
     return place
 
 

@@ -120,13 +120,12 @@ def test_a_checkpoint_needs_neither_the_training_shards_nor_the_weights_it_began
     """The run as saved names both; where it is judged they may be gone."""
     from robust_train.loading import validation_of
     from robust_train.models.timm import Timm
-    from robust_train.trained import bare
 
     run = Run.load(small_run)
     model = Timm("test_resnet", weights="/nowhere/weights.pth")
     begun = replace(run, network=replace(run.network, model=model))
-    assert bare(begun.network).model == Timm("test_resnet")
-    assert bare(run.network) is run.network
+    assert begun.network.bare().model == Timm("test_resnet")
+    assert run.network.bare() == run.network
     shards = run.data.shards
     far = validation_of(replace(shards, train="/nowhere/*.tar"))
     far.prepare()
