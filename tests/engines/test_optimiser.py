@@ -93,7 +93,8 @@ def moved(optimiser: torch.optim.Optimizer, layers: nn.Module, rates: list[float
         gradients = torch.autograd.grad(layers(images).square().sum(), list(layers.parameters()), create_graph=True)
         for parameter, gradient in zip(layers.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        optimiser.step()
+        with torch.compiler.set_stance("force_eager"):  # Kron would compile itself: half a minute
+            optimiser.step()
         for parameter in layers.parameters():
             parameter.grad = None
     return [parameter.detach() for parameter in layers.parameters()]
