@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ import torch
 
 from robust_train import checkpoint
 from robust_train.engines.division import micro_batch_size
+from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.forecast import rehearse
-from robust_train.nouns import Place
+from robust_train.nouns import Attack, Place
 from robust_train.read.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,11 +31,23 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
     size = micro_batch_size(run, world)
+    for attack in attacks_in(run):
+        refuse_unboxed(run.data.scale, attack)
     run.data.check()
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
     count = run.batch // world // size
     each = f" on each of {world} devices" if world > 1 else ""
     return f"batch: {run.batch:,} images, in {count} micro-batch{'es' * (count > 1)} of {size:,}{each}"
+
+
+def attacks_in(value: Any) -> Iterator[Attack]:
+    """Every attack in a run, however deep."""
+    if isinstance(value, Attack):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from (found for one in fields(value) for found in attacks_in(getattr(value, one.name)))
+    elif isinstance(value, (tuple, list)):
+        yield from (found for one in value for found in attacks_in(one))
 
 
 def check_room(run: Run, engine: Engine) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust_train.keyed import Key
-from robust_train.nouns import Batch, at
+from robust_train.nouns import Batch, Dataset, Extra, at
 from robust_train.read.errors import ConfigError
 from robust_train.records.progress import duration
 
@@ -76,7 +76,7 @@ def rehearse(run: Run, engine: Engine, size: int) -> None:
     Raises ConfigError where the device's memory does not hold it.
     """
     network, objective = engine.module, at(run.objective, min(engine.updates, run.updates - 1), run.updates)
-    batch = made_up(run, engine, size)
+    batch = made_up(run.data, size, engine.device, engine.dtype)
     key = Key(run.seed).of("rehearsal").rows(batch.position)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     recorded = [norm.recorded.clone() for norm in network.batchnorms]
@@ -94,14 +94,30 @@ def rehearse(run: Run, engine: Engine, size: int) -> None:
                 norm.recorded.copy_(before)
 
 
-def made_up(run: Run, engine: Engine, size: int) -> Batch:
-    """Images of the data set's shape, ramps from black to white, with every label in turn."""
-    shape = (size, *run.data.shape)
-    pixels = torch.arange(math.prod(run.data.shape), device=engine.device) % 251
-    rows = torch.arange(size, device=engine.device)
+def made_up(data: Dataset, size: int, device: torch.device, dtype: torch.dtype) -> Batch:
+    """Samples of the data set's shape and range, ramps from low to high, every label in turn, and all that they carry.
+
+    Of what samples carry numbers are ramps in [0, 1], whole ones 0; views are the same ramps, each begun elsewhere.
+    """
+    rows, count = torch.arange(size, device=device), math.prod(data.shape)
+    ramp = torch.arange(count, device=device) % 251
     # another ramp for each image: alike they would have no variance for a BatchNorm after global pooling
-    images = ((pixels[None] + 17 * rows[:, None]) % 251).to(engine.dtype).view(shape) / 250
-    return Batch(images, rows % run.data.classes, rows, rows)
+    scale, starts = data.scale, 17 * rows[:, None]
+
+    def view(number: int) -> Tensor:
+        share = ((ramp[None] + starts + 83 * number) % 251).to(dtype).view(size, *data.shape) / 250
+        return scale.low + (scale.high - scale.low) * share
+
+    def carried(said: Extra) -> Tensor:
+        if said.whole:
+            return torch.zeros(size, *said.shape, dtype=torch.int64, device=device)
+        places = torch.arange(math.prod(said.shape), device=device)
+        return ((places[None] + starts) % 251).to(dtype).view(size, *said.shape) / 250
+
+    extra = {name: carried(said) for name, said in data.extra.items()}
+    beside = None if data.beside is None else made_up(data.beside, size, device, dtype)
+    views = tuple(view(number) for number in range(1, data.views))
+    return Batch(view(0), rows % data.classes, rows, rows, extra, views, None, beside, scale)
 
 
 def _wait(engine: Engine) -> None:

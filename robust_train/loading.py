@@ -77,6 +77,7 @@ def of_timm(
 
 def validation_of(data: Dataset, url: str | None = None) -> Dataset:
     """The data set with its validation images alone, or those at `url`: training shards need not be there."""
+    data = getattr(data, "task", data)  # of two sets at once, the one that is judged
     if url is None and hasattr(data, "shards"):  # digits: written as shards where they are not there yet
         data.prepare()
         data = data.shards

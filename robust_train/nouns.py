@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,50 @@ rows: which of the images that the goal was made for the points belong to; attac
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How what a data set stores becomes what a network sees: integers are divided by `divisor`, floats stay.
+
+    Pixels k become k / 255; events and counts stay what they are: Scale(1, 0, most). low, high: the least and the most
+    that a network then sees. Attacks keep to [0, 1], and refuse another box.
+    """
+
+    divisor: float = 255.0
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """Stored values as a network sees them."""
+        return stored if stored.is_floating_point() else stored.to(dtype) / self.divisor
+
+    @property
+    def boxed(self) -> bool:
+        """Whether values lie in [0, 1], as attacks have it."""
+        return (self.low, self.high) == (0.0, 1.0)
+
+
+PIXELS = Scale()
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What each sample carries beside its image and label: neural responses, counts, an index into other images."""
+
+    shape: Shape = ()  # of one sample's: [89] for 89 neurons; []: one number
+    whole: bool = False  # integers (int64), such as an index; else float32
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Some consecutive images of a global batch.
+    """Some consecutive samples of a global batch.
 
     images [B, *shape]: as the data set stores them (uint8 pixels) until they are on the device, then float.
     targets [B] int64 labels, or [B, C] float distributions.
     position [B] int64: the place in the global batch. sample [B] int64: the identity in the data set.
-    extra: what a data set adds, each [B, ...]; else empty. views: further views of the same samples, each like images.
+    extra: what each sample carries beside, by name, each [B, ...]; else empty.
+    views: further augmented views of the same samples, each like images.
     broken [B]: 1 where another sample stands in for one that cannot be read; None where there are none, and always in
     validation, whose batches leave such samples out.
+    beside: as many samples of a second data set, which come along row by row; None: there is none.
     """
 
     images: Tensor
@@ -43,8 +78,10 @@ class Batch:
     position: Tensor
     sample: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    views: Mapping[str, Tensor] = field(default_factory=dict)
+    views: tuple[Tensor, ...] = ()
     broken: Tensor | None = None
+    beside: Batch | None = None
+    scale: Scale = PIXELS
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -54,12 +91,15 @@ class Batch:
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
-        """The batch on a device: one copy of the bytes, and only there pixels k become k / 255 in `dtype`."""
+        """The batch on a device: one copy of the bytes, and only there stored values become floats in `dtype`."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        if moved.images.dtype == torch.uint8:
-            views = {name: view.to(dtype) / 255 for name, view in moved.views.items()}
-            moved = replace(moved, images=moved.images.to(dtype) / 255, views=views)
-        return moved
+        return replace(
+            moved,
+            images=self.scale(moved.images, dtype),
+            views=tuple(self.scale(view, dtype) for view in moved.views),
+            extra={name: v.to(dtype) if v.is_floating_point() else v for name, v in moved.extra.items()},
+            beside=None if moved.beside is None else moved.beside.to(device, dtype),
+        )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
@@ -68,8 +108,10 @@ class Batch:
             change(self.position),
             change(self.sample),
             {name: change(tensor) for name, tensor in self.extra.items()},
-            {name: change(tensor) for name, tensor in self.views.items()},
+            tuple(change(view) for view in self.views),
             None if self.broken is None else change(self.broken),
+            None if self.beside is None else self.beside._each(change),
+            self.scale,
         )
 
 
@@ -282,6 +324,22 @@ class Dataset(Noun):
         def shape(self) -> Shape:
             """Of one sample as the network takes it."""
 
+        @property
+        def scale(self) -> Scale:
+            """How stored values become what the network sees; pixels where nothing is said."""
+
+        @property
+        def extra(self) -> Mapping[str, Extra]:
+            """What each training sample carries beside, by name; nothing where nothing is said."""
+
+        @property
+        def views(self) -> int:
+            """Augmented views of each training sample; 1 where nothing is said."""
+
+        @property
+        def beside(self) -> Dataset | None:
+            """A second data set whose samples come along; none where nothing is said."""
+
         def prepare(self) -> None:
             """Make ready what has not been: fetch, unpack, index. Any number of processes may do so at once."""
 
@@ -301,14 +359,17 @@ class Dataset(Noun):
             """sha256 of every shard, by name."""
 
         def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
-            """This rank's share of each global batch, uint8, from update `start` on, without end."""
+            """This rank's share of each global batch, as stored, from update `start` on, without end."""
 
         def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
-            """This rank's chunks of consecutive validation images, uint8; `Place.numbered` says which each is.
+            """This rank's chunks of consecutive validation images, as stored; `Place.numbered` says which each is.
 
             Chunk i holds positions i chunk to (i + 1) chunk, those of broken samples left out: then it is smaller, or
             empty, and no other chunk, position or key is another for it.
             """
+
+    else:
+        scale, extra, views, beside = PIXELS, {}, 1, None
 
 
 class Augmentation(Noun):
@@ -317,6 +378,10 @@ class Augmentation(Noun):
 
 class Mixing(Noun, ABC):
     """What is done to a group of training images and their targets together."""
+
+    carries: ClassVar[frozenset[str]] = frozenset()
+    """Of a batch's "extra", "views" and "beside", what it makes right for the mixed images; what else there is, a run
+    refuses: what neurons say of a mixture of two pictures is no mixture of what they say of each."""
 
     group: int  # consecutive positions that meet; a micro-batch holds whole groups
 

@@ -15,6 +15,7 @@ from robust_train.models.blueprint import Blueprint, Recipe
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
 from robust_train.read import overrides
+from robust_train.read.errors import ConfigError
 from robust_train.read.parse import dump, load_tree, parse
 from robust_train.settings.average import Average
 from robust_train.settings.cluster import Cluster
@@ -94,7 +95,15 @@ class Run:
 
     def mix(self, batch: Batch, key: Key) -> Batch:
         """The batch with its images mixed, where the run says so."""
-        return batch if self.mixing is None else self.mixing(batch, key.of("mixing"), self.data.classes)
+        if self.mixing is None:
+            return batch
+        held = {"extra": batch.extra, "views": batch.views, "beside": batch.beside}
+        if stranger := next((name for name, value in held.items() if value and name not in self.mixing.carries), None):
+            raise ConfigError(
+                f"mixing.use={self.mixing.use} cannot say what becomes of {stranger} where images are mixed: set "
+                f"mixing=null, or leave out what data says of {stranger}."
+            )
+        return self.mixing(batch, key.of("mixing"), self.data.classes)
 
     def unit(self) -> int:
         """Consecutive positions that no micro-batch may cut: whole BatchNorm groups and whole mixing groups."""

@@ -79,7 +79,7 @@ def measure(path: Path, settings: list[str], rounds: int) -> dict[str, float]:
     run = Run.load(path, settings)
     engine = PlainEngine(run, Place(device=device(run)))
     plain = replace(run, objective=Plain(), mixing=None)
-    images = made_up(run, engine, engine.micro_batch).images
+    images = made_up(run.data, engine.micro_batch, engine.device, engine.dtype).images
 
     def forward() -> None:
         with torch.no_grad(), engine.network.drops(None):

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robust_train.nouns import Extra
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -28,6 +30,18 @@ def decode(file: bytes, channels: int) -> Image:
         Exception
     ) as error:  # PIL's plugins raise anything on damaged files: struct.error, IndexError, SyntaxError, ...
         raise Undecodable(f"{type(error).__name__}: {error}".split(" <_io")[0]) from error
+
+
+def numbers(file: bytes, said: Extra) -> Tensor:
+    """What an .npy file holds, float32 or int64. Undecodable where it is damaged or holds something else."""
+    try:
+        found = np.load(io.BytesIO(file), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise Undecodable(f"cannot be read ({type(error).__name__}: {error})") from error
+    if found.shape != tuple(said.shape) or found.dtype.kind not in ("iub" if said.whole else "fiub"):
+        wanted = f"{'whole ' if said.whole else ''}numbers {list(said.shape)}"
+        raise Undecodable(f"holds {found.dtype} {list(found.shape)}, not {wanted}")
+    return torch.from_numpy(found.astype(np.int64 if said.whole else np.float32))
 
 
 def fit(image: Image, size: int, crop: float, bilinear: bool = False) -> Image:

@@ -36,6 +36,7 @@ class Digits(Dataset):
     folder: str = "data/digits"  # where the shards are, or are written
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
     workers: int = 0  # processes a rank that decode; 0: the training process itself
+    views: int = 1  # augmented views of each training image, each drawn anew
 
     @property
     def classes(self) -> int:
@@ -59,6 +60,7 @@ class Digits(Dataset):
             channels=1,
             augment=self.augment,
             workers=self.workers,
+            views=self.views,
             cache=str(there / "index"),
         )
 

@@ -24,9 +24,10 @@ from typing import IO
 import numpy as np
 
 from robust_train.data.manifest import Entry, checksum, entry_of, packed, remote, shard_name, write_json, write_whole
-from robust_train.data.samples import IMAGES, LABELS, files_of, grouped, image_of, label_of
+from robust_train.data.samples import EXTRA, IMAGES, LABELS, files_of, grouped, image_of, label_of
 from robust_train.read.errors import DataError
 
+LAYOUT = 2  # of an index's rows: those of another are made anew
 BLOCK = 512  # a tar's; two of zeros end it
 
 
@@ -35,7 +36,8 @@ class LocalShard:
     """A shard that can be read by offset.
 
     name: as messages call it. tar: a plain tar on this machine. rows: the .npy with (offset, size, label, key) of each
-    sample; size -1 where there is no image. samples: how many. sha256: of the shard as the run names it.
+    sample, and an offset and size of each KEY.NAME.npy, as `where` calls them; size -1 where there is none. samples:
+    how many. sha256: of the shard as the run names it.
     """
 
     name: str
@@ -65,11 +67,12 @@ def open_shard(url: str, folder: Path) -> LocalShard:
 
 
 def index(tar: Path, name: str) -> np.ndarray:
-    """(offset, size, label, key) of each sample of a plain tar, in order. DataError where it is empty or truncated.
+    """The rows of a plain tar's samples, in order: see LocalShard. DataError where it is empty or truncated.
 
     Reads headers and labels only: about 12,000 samples a second.
     """
     found: list[tuple[int, int, int, bytes]] = []
+    extras: list[dict[str, tuple[int, int]]] = []
     try:
         with tarfile.open(tar, "r:") as opened:
             for key, parts in grouped((member.name, member) for member in files_of(opened)):
@@ -77,6 +80,8 @@ def index(tar: Path, name: str) -> np.ndarray:
                 labels = {extension: _content(opened, parts[extension]) for extension in LABELS if extension in parts}
                 offset, size = (0, -1) if image is None else (image.offset_data, image.size)
                 found.append((offset, size, label_of(labels), key.encode()))
+                ends = (extension for extension in parts if extension.endswith(EXTRA))
+                extras.append({ext[: -len(EXTRA)]: (parts[ext].offset_data, parts[ext].size) for ext in ends})
             end = opened.offset
     except (tarfile.TarError, OSError) as error:
         raise truncated(name, len(found), error) from error
@@ -89,7 +94,19 @@ def index(tar: Path, name: str) -> np.ndarray:
             f"shard {name} holds no samples (KEY.jpg, .png or .webp beside KEY.cls). Remove it, or rewrite it."
         )
     longest = max(len(row[3]) for row in found)
-    return np.array(found, dtype=[("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", f"S{longest}")])
+    names = sorted({name for extra in extras for name in extra})
+    columns = [(column, "i8") for name in names for column in where(name)]
+    absent = (0, -1)
+    rows = [
+        (*row, *(n for name in names for n in extra.get(name, absent)))
+        for row, extra in zip(found, extras, strict=True)
+    ]
+    return np.array(rows, dtype=[("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", f"S{longest}"), *columns])
+
+
+def where(name: str) -> tuple[str, str]:
+    """The columns that say where a sample's KEY.NAME.npy begins and how many bytes it has."""
+    return f"{name}.offset", f"{name}.size"
 
 
 def truncated(name: str, samples: int, why: object) -> DataError:
@@ -249,7 +266,7 @@ def _identity(url: str) -> str:
                 f"shard {url} cannot be read: {error.strerror}. Correct data.train or data.validation."
             ) from error
         said = f"{os.path.abspath(url)}|{stat.st_size}|{stat.st_mtime_ns}"
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{LAYOUT}|{said}".encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -9,15 +9,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from robust_train.data.index import LocalShard, rows_of
+from robust_train.data.index import LocalShard, rows_of, where
 from robust_train.data.samples import NO_LABEL, NOT_A_LABEL, Record
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """Indexed shards as one list of samples; sample numbers count through the shards in their order."""
+    """Indexed shards as one list of samples; sample numbers count through the shards in their order.
+
+    extra: names of what each sample carries beside. labelled: where not, every label is 0.
+    """
 
     shards: tuple[LocalShard, ...]
+    extra: tuple[str, ...] = ()
+    labelled: bool = True
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)
@@ -29,9 +34,11 @@ class Indexed:
 
     def numbered(self, shard: int, number: int) -> Record:
         """A sample by its shard and its number in it."""
-        offset, size, label, key = rows_of(self.shards[shard].rows)[number]
-        image = None if size < 0 else os.pread(_file(self.shards[shard].tar).number, int(size), int(offset))
-        return Record(shard, number, key.decode(), image, int(label))
+        rows, tar = rows_of(self.shards[shard].rows), self.shards[shard].tar
+        row, columns = rows[number], [("offset", "size"), *(where(name.lower()) for name in self.extra)]
+        image, *extra = (_bytes(tar, row, *pair) if pair[1] in (rows.dtype.names or ()) else None for pair in columns)
+        label = int(row["label"]) if self.labelled else 0
+        return Record(shard, number, row["key"].decode(), image, label, dict(zip(self.extra, extra, strict=True)))
 
     def keys(self) -> Iterator[str]:
         """The samples' keys, in order; images are not read."""
@@ -45,16 +52,20 @@ class Indexed:
             yield self.numbered(record.shard, (record.number + step) % samples)
 
     def faults(self) -> Iterator[tuple[int, Record]]:
-        """Samples whose image or label is absent, with their numbers; images are not decoded."""
+        """Samples of which something is absent, with their numbers; images are not decoded."""
         for shard, (said, end) in enumerate(zip(self.shards, _ends(self.shards), strict=True)):
             rows = rows_of(said.rows)
-            broken = (rows["size"] < 0) | (rows["label"] == NO_LABEL) | (rows["label"] == NOT_A_LABEL)
+            broken = rows["size"] < 0
+            if self.labelled:
+                broken = broken | (rows["label"] == NO_LABEL) | (rows["label"] == NOT_A_LABEL)
+            for _, size in (where(name.lower()) for name in self.extra):
+                broken = broken | (rows[size] < 0 if size in (rows.dtype.names or ()) else True)
             for number in np.flatnonzero(broken):
                 yield int(end) - said.samples + int(number), self.numbered(shard, int(number))
 
     def strangers(self, classes: int) -> Iterator[Record]:
         """Samples whose label is not in 0, ..., classes - 1."""
-        for shard, said in enumerate(self.shards):
+        for shard, said in enumerate(self.shards if self.labelled else ()):
             labels = rows_of(said.rows)["label"]
             absent = (labels == NO_LABEL) | (labels == NOT_A_LABEL)
             for number in np.flatnonzero(~absent & ((labels < 0) | (labels >= classes))):
@@ -69,6 +80,10 @@ class _File:
 
     def __del__(self) -> None:
         os.close(self.number)
+
+
+def _bytes(tar: str, row: np.void, offset: str, size: str) -> bytes | None:
+    return None if row[size] < 0 else os.pread(_file(tar).number, int(row[size]), int(row[offset]))
 
 
 @lru_cache(maxsize=256)  # below the 1,024 files that a process may commonly hold open

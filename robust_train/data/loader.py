@@ -6,7 +6,7 @@ import multiprocessing
 import random
 import signal
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,10 +17,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from robust_train.data.augment import ImageAugmentation, built
-from robust_train.data.decode import Undecodable, decode, fit, pixels
+from robust_train.data.decode import Undecodable, decode, fit, numbers, pixels
 from robust_train.data.samples import Record
 from robust_train.keyed import Key
-from robust_train.nouns import Batch, Place
+from robust_train.nouns import Batch, Extra, Place
 from robust_train.read.errors import DataError
 
 AHEAD = 2  # tasks that each worker holds ready
@@ -73,8 +73,25 @@ class Decoded:
     targets: Tensor
     position: Tensor
     sample: Tensor
+    extra: dict[str, Tensor]
+    views: tuple[Tensor, ...]  # after the first, which is `images`
     broken: Tensor | None
     faults: dict[int, tuple[int, str]]  # sample -> (shard, what is said of it)
+
+    def sound(self) -> Decoded:
+        """Without the rows of broken samples."""
+        assert self.broken is not None, "it knows which are broken"
+        whole = self.broken == 0
+        return Decoded(
+            self.images[whole],
+            self.targets[whole],
+            self.position[whole],
+            self.sample[whole],
+            {name: value[whole] for name, value in self.extra.items()},
+            tuple(view[whole] for view in self.views),
+            None,
+            self.faults,
+        )
 
     def pin_memory(self) -> Decoded:
         """The same in page-locked memory; called by torch's loader."""
@@ -83,6 +100,8 @@ class Decoded:
             self.targets.pin_memory(),
             self.position.pin_memory(),
             self.sample.pin_memory(),
+            {name: value.pin_memory() for name, value in self.extra.items()},
+            tuple(view.pin_memory() for view in self.views),
             None if self.broken is None else self.broken.pin_memory(),
             self.faults,
         )
@@ -104,6 +123,8 @@ class Decoder:
     classes: int
     stand_ins: dict[int, Record] = field(default_factory=dict, compare=False)  # found before; a copy finds the same
     bilinear: bool = False  # resizing for evaluation, else bicubic
+    extra: Mapping[str, Extra] = field(default_factory=dict)  # what each sample carries beside, by name
+    views: int = 1  # augmented ones of each sample
 
     def __getitem__(self, task: Task) -> Decoded | Refusal:
         """A task done. A refusal is handed over, not raised: a worker's exceptions arrive as text with tracebacks."""
@@ -116,29 +137,41 @@ class Decoder:
 
     def _done(self, task: Task) -> Decoded:
         count = len(task.sample)
-        images = torch.empty(count, self.channels, self.size, self.size, dtype=torch.uint8)
-        targets = torch.empty(count, dtype=torch.int64)
-        broken = torch.zeros(count)
+        views = torch.empty(self.views, count, self.channels, self.size, self.size, dtype=torch.uint8)
+        targets, broken = torch.empty(count, dtype=torch.int64), torch.zeros(count)
+        extra = {name: _empty(count, said) for name, said in self.extra.items()}
         faults: dict[int, tuple[int, str]] = {}
         for row, sample in enumerate(task.sample.tolist()):
             record = self.source.record(sample) if task.records is None else task.records[row]
             try:
-                image = self.decoded(record)
+                image, carried = self.whole(record)
             except Undecodable as error:
                 broken[row] = 1
                 faults[sample] = record.shard, f"sample {record.key} {error}"
                 if self.augment is None:
                     continue
-                record, image = self.stand_in(sample, record)
+                record, image, carried = self.stand_in(sample, record)
             if not 0 <= record.label < self.classes:
                 raise Refusal(record.shard, label_refusal(record, self.classes))
-            images[row] = self.finished(image, Key(task.seed).at(sample).seed)
+            key = Key(task.seed).at(sample)
+            for view in range(self.views):  # the first is drawn as the only one is
+                views[view, row] = self.finished(image, (key.of("view").at(view) if view else key).seed)
             targets[row] = record.label
-        position, sample = torch.from_numpy(task.position), torch.from_numpy(task.sample)
-        if self.augment is not None:
-            return Decoded(images, targets, position, sample, broken, faults)
-        whole = broken == 0
-        return Decoded(images[whole], targets[whole], position[whole], sample[whole], None, faults)
+            for name, value in carried.items():
+                extra[name][row] = value
+        position, ids = torch.from_numpy(task.position), torch.from_numpy(task.sample)
+        found = Decoded(views[0], targets, position, ids, extra, tuple(views[1:]), broken, faults)
+        return found if self.augment is not None else found.sound()
+
+    def whole(self, record: Record) -> tuple[Image, dict[str, Tensor]]:
+        """The image of a record and what it carries. Undecodable, with the reason, where either is broken."""
+        image, carried = self.decoded(record), {}
+        for name, said in self.extra.items():
+            try:
+                carried[name] = numbers(record.extra[name] or b"", said)
+            except Undecodable as error:
+                raise Undecodable(f"has a .{name}.npy that {error}") from error
+        return image, carried
 
     def decoded(self, record: Record) -> Image:
         """The image of a record. Undecodable, with the reason, where the record is broken in any way."""
@@ -156,15 +189,15 @@ class Decoder:
         seed_generators(seed)
         return built(self.augment, self.size, self.channels, self.crop)(image)
 
-    def stand_in(self, sample: int, record: Record) -> tuple[Record, Image]:
+    def stand_in(self, sample: int, record: Record) -> tuple[Record, Image, dict[str, Tensor]]:
         """The next good sample of the shard."""
         for other in [self.stand_ins[sample]] if sample in self.stand_ins else self.source.after(record):
             try:
-                image = self.decoded(other)
+                image, carried = self.whole(other)
             except Undecodable:
                 continue
             self.stand_ins[sample] = other
-            return other, image
+            return other, image, carried
         raise Refusal(record.shard, "holds no sample that can be decoded. Rewrite it, or leave it out of data.train.")
 
 
@@ -209,9 +242,21 @@ def batches(
                 raise DataError(f"shard {names[shard]} {message}")
             for sample, (shard, fault) in result.faults.items():
                 allowance.add(sample, f"shard {names[shard]}: {fault}")
-            yield Batch(result.images, result.targets, result.position, result.sample, broken=result.broken)
+            yield Batch(
+                result.images,
+                result.targets,
+                result.position,
+                result.sample,
+                result.extra,
+                result.views,
+                result.broken,
+            )
     finally:
         tasks.close()  # what reads ahead ends with who asked for it
+
+
+def _empty(count: int, said: Extra) -> Tensor:
+    return torch.empty(count, *said.shape, dtype=torch.int64 if said.whole else torch.float32)
 
 
 def label_refusal(record: Record, classes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,9 +47,12 @@ class Mixup(Mixing):
         CutMix: x' = x outside a box and x∘pi inside it,      lam ~ Beta(cutmix, cutmix), then the share outside
         y' = lam y + (1 - lam) y∘pi,                          y smoothed
 
-    The box has sides sqrt(1 - lam) of the image's and a uniform centre, and is clipped at the image's edge. Mixup:
-    Zhang et al. 2018 (arXiv 1710.09412); CutMix: Yun et al. 2019 (arXiv 1905.04899).
+    Further views of the samples are mixed alike: the same partner, lam and box. The box has sides sqrt(1 - lam) of the
+    image's and a uniform centre, and is clipped at the image's edge. Mixup: Zhang et al. 2018 (arXiv 1710.09412);
+    CutMix: Yun et al. 2019 (arXiv 1905.04899).
     """
+
+    carries: ClassVar[frozenset[str]] = frozenset({"views"})
 
     alpha: float = 0.8  # of mixup's Beta distribution; 0: no mixup
     cutmix: float = 0.0  # of CutMix's Beta distribution; 0: no CutMix
@@ -75,9 +79,12 @@ class Mixup(Mixing):
         cut = uniform(_grouped(key.of("switch"), self.group, size), (size,), device, torch.float64) < self._share()
         mixed = Mix(torch.where(cut, lam, mixup.lam), mixup.partner)
         box = box & cut.view(-1, 1, 1, 1)
-        blended = torch.where(cut.view(-1, 1, 1, 1), images, mixup(images))
-        targets = distribution(batch.targets, classes, self.smoothing, images.dtype)
-        return replace(batch, images=torch.where(box, images[mixed.partner], blended), targets=mixed(targets))
+
+        def seen(view: Tensor) -> Tensor:
+            return torch.where(box, view[mixed.partner], torch.where(cut.view(-1, 1, 1, 1), view, mixup(view)))
+
+        targets = mixed(distribution(batch.targets, classes, self.smoothing, images.dtype))
+        return replace(batch, images=seen(images), targets=targets, views=tuple(seen(view) for view in batch.views))
 
     def _share(self) -> float:
         """Probability that a group is cut and not blended."""

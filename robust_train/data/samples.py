@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")
+EXTRA = ".npy"  # KEY.NAME.npy
 NO_LABEL, NOT_A_LABEL = -(2**62), 1 - 2**62  # stand where a label should, far from any a file may hold
 FAULTS = {NO_LABEL: "has no .cls or .json entry", NOT_A_LABEL: "has a label that is no integer"}
 NO_IMAGE = f"has no image ({', '.join(IMAGES)})"
@@ -22,7 +23,7 @@ class Record:
     """One sample as read: undecoded.
 
     shard, number: which shard of the list, and which sample of it. key: its name there. image: the file's bytes, None
-    where there is none. label: the integer, or NO_LABEL or NOT_A_LABEL.
+    where there is none. label: the integer, or NO_LABEL or NOT_A_LABEL. extra: files beside it, by name.
     """
 
     shard: int
@@ -30,11 +31,13 @@ class Record:
     key: str
     image: bytes | None
     label: int
+    extra: Mapping[str, bytes | None] = field(default_factory=dict)
 
     @property
     def fault(self) -> str:
         """What is wrong with it before decoding; empty where nothing is."""
-        return FAULTS.get(self.label, NO_IMAGE if self.image is None else "")
+        lacking = next((f"has no .{name}{EXTRA} entry" for name, value in self.extra.items() if value is None), "")
+        return FAULTS.get(self.label, NO_IMAGE if self.image is None else lacking)
 
 
 def grouped(members: Iterable[tuple[str, Value]]) -> Iterator[tuple[str, dict[str, Value]]]:
@@ -76,6 +79,11 @@ def label_of(parts: dict[str, bytes]) -> int:
     if isinstance(value, dict):
         value = value.get("label", value.get("cls"))
     return value if isinstance(value, int) and not isinstance(value, bool) else NOT_A_LABEL
+
+
+def extra_of(parts: dict[str, Value], names: Iterable[str]) -> dict[str, Value | None]:
+    """The parts that hold what a sample carries beside, by name, None where there is none."""
+    return {name: parts.get(name.lower() + EXTRA) for name in names}
 
 
 def files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -19,7 +19,7 @@ from robust_train.data.manifest import locate, shard_name
 from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
-from robust_train.nouns import Batch, Dataset, Place, Shape
+from robust_train.nouns import Batch, Dataset, Extra, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.registry import datasets
 
@@ -28,6 +28,9 @@ from robust_train.read.registry import datasets
 @dataclass(frozen=True)
 class Shards(Dataset):
     """Labelled images in WebDataset shards: KEY.jpg, .png or .webp beside KEY.cls or KEY.json, in .tar or .tar.gz.
+
+    What training samples carry beside is read from KEY.NAME.npy into `Batch.extra`; a sample where it is absent or has
+    another shape is broken. Validation reads images and labels alone.
 
     The images of an update are a function of (seed, update) alone: neither ranks nor workers nor accumulation change
     them. An epoch has floor(n / batch) updates; the n mod batch samples left over are others in each epoch. A broken
@@ -48,10 +51,13 @@ class Shards(Dataset):
     workers: int = 0  # processes a rank that decode; 0: the training process itself
     cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
     missing: int = 0  # broken samples that are allowed before the run stops
+    views: int = 1  # augmented views of each training image, each drawn anew: 2 for self-supervision
+    labelled: bool = True  # false: samples without labels, such as a set beside another; every target is 0
+    extra: Mapping[str, Extra] = field(default_factory=dict)  # training samples carry beside: {resp: {shape: [89]}}
     listed: str | None = None  # file of image names, one a line, such as RobustBench's: evaluation takes those alone
 
     def __post_init__(self) -> None:
-        for name in ("classes", "size", "streams", "window"):
+        for name in ("classes", "size", "streams", "window", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("workers", "missing"):
@@ -143,12 +149,12 @@ class Shards(Dataset):
     @cached_property
     def _train(self) -> Indexed | Streams:
         if self.reader == "streams":
-            return Streams.open(locate(self.train), self.streams, self.window)
-        return self._indexed(self.train)
+            return Streams.open(locate(self.train), self.streams, self.window, tuple(self.extra), self.labelled)
+        return self._indexed(self.train, tuple(self.extra))
 
     @cached_property
     def _validation(self) -> Indexed:
-        return Indexed(()) if self.validation is None else self._indexed(self.validation)
+        return Indexed(()) if self.validation is None else self._indexed(self.validation, ())
 
     @cached_property
     def _chosen(self) -> np.ndarray:
@@ -168,9 +174,10 @@ class Shards(Dataset):
             )
         return np.array([numbers[name] for name in names])
 
-    def _indexed(self, urls: str | tuple[str, ...]) -> Indexed:
+    def _indexed(self, urls: str | tuple[str, ...], extra: tuple[str, ...]) -> Indexed:
         cache = Path(self.cache).expanduser()
-        return Indexed(tuple(open_shard(url, cache) for url in locate(urls)))
+        shards = tuple(open_shard(url, cache) for url in locate(urls))
+        return Indexed(shards, extra, self.labelled)
 
     def _allowance(self, source: Indexed | Streams) -> Allowance:
         known = () if isinstance(source, Streams) else source.faults()
@@ -185,7 +192,17 @@ class Shards(Dataset):
         place: Place,
     ) -> Iterator[Batch]:
         bilinear = self.interpolation == "bilinear"
-        decoder = Decoder(source, augment, self.size, self.channels, self.crop, self.classes, bilinear=bilinear)
+        decoder = Decoder(
+            source,
+            augment,
+            self.size,
+            self.channels,
+            self.crop,
+            self.classes,
+            bilinear=bilinear,
+            extra={} if augment is None else self.extra,
+            views=1 if augment is None else self.views,
+        )
         names = tuple(shard.name for shard in source.shards)
         return batches(decoder, tasks, place, self.workers, names, self._allowance(source))
 

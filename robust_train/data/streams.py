@@ -18,7 +18,7 @@ from robust_train.data.index import open_stream, truncated
 from robust_train.data.loader import Task, label_refusal
 from robust_train.data.manifest import INDEX_COMMAND, entry_of, shard_name
 from robust_train.data.order import augmentation_seed, stream_order, window_order, windows
-from robust_train.data.samples import Record, grouped, image_of, label_of
+from robust_train.data.samples import Record, extra_of, grouped, image_of, label_of
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError, DataError
 
@@ -52,9 +52,13 @@ class Streams:
     shards: tuple[FarShard, ...]
     streams: int
     window: int
+    extra: tuple[str, ...] = ()  # names of what each sample carries beside
+    labelled: bool = True  # where not, every label is 0
 
     @classmethod
-    def open(cls, urls: tuple[str, ...], streams: int, window: int) -> Streams:
+    def open(
+        cls, urls: tuple[str, ...], streams: int, window: int, extra: tuple[str, ...] = (), labelled: bool = True
+    ) -> Streams:
         """From addresses whose counts are in a manifest beside them. Raises DataError where they are not."""
         shards = []
         for url in urls:
@@ -68,7 +72,7 @@ class Streams:
             if not entry.samples:
                 raise DataError(f"shard {shard_name(url)} holds no samples. Remove it, or rewrite it.")
             shards.append(FarShard(shard_name(url), url, entry.samples, entry.sha256))
-        return cls(tuple(shards), streams, window)
+        return cls(tuple(shards), streams, window, extra, labelled)
 
     def __len__(self) -> int:
         return sum(self._counts)
@@ -101,7 +105,8 @@ class Streams:
                         break
                     if held is not None:
                         yield held
-                    held = Record(shard, number - 1, key, image_of(parts), label_of(parts))
+                    label = label_of(parts) if self.labelled else 0
+                    held = Record(shard, number - 1, key, image_of(parts), label, extra_of(parts, self.extra))
             except (tarfile.TarError, EOFError, zlib.error) as error:
                 raise truncated(said.name, number, error) from error
         if number != said.samples:  # known before the last sample is given out: who takes no more than that knows too

@@ -12,7 +12,8 @@ from torch import Tensor
 from robust_train.keyed import Key
 from robust_train.losses import correct
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch
+from robust_train.nouns import Attack, Batch, Scale
+from robust_train.read.errors import ConfigError
 
 
 def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,6 +22,8 @@ def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tup
     Robust means right on the clean image and on the attacked one. Verdicts are fresh float32 forwards. The key's rows
     are the samples' identities, so a verdict does not depend on the chunk or device that an image is in.
     """
+    if attack is not None:
+        refuse_unboxed(batch.scale, attack)
     with judged(network, key.of("verdict").rows(batch.sample)), torch.no_grad():
         clean = correct(network(batch.images), batch.targets)
         if attack is None:
@@ -39,6 +42,15 @@ def tally(network: Any, batches: Iterable[Batch], attack: Attack | None, key: Ke
         clean, robust, _ = verdicts(network, batch, attack, key)
         sums += torch.stack([clean.new_tensor(float(len(batch))), clean.sum(), robust.sum()]).double()
     return sums
+
+
+def refuse_unboxed(scale: Scale, attack: Attack) -> None:
+    """Raise ConfigError where what a network sees does not lie in [0, 1], the box that attacks keep to."""
+    if not scale.boxed:
+        raise ConfigError(
+            f"{attack.use} keeps to values in [0, 1], but this data set's lie in [{scale.low:g}, {scale.high:g}]: "
+            "choose one whose values fit (events: binary=true), or leave the attack out."
+        )
 
 
 @contextmanager
