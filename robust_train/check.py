@@ -9,20 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from robust_train import checkpoint
 from robust_train.engines.division import micro_batch_size
+from robust_train.engines.engine import Engine
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.forecast import rehearse
 from robust_train.nouns import Attack, Place
 from robust_train.read.errors import ConfigError
-
-if TYPE_CHECKING:
-    from robust_train.engines.engine import Engine
-    from robust_train.run import Run
+from robust_train.run import Run
 
 GIB, MIB = 2**30, 2**20
 CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full disk is remedy enough
@@ -93,10 +91,12 @@ def room(run: Run, engine: Engine) -> str:
 
 
 def checkpoint_bytes(run: Run, engine: Engine) -> int:
-    """Bytes of one checkpoint: all of the model's tensors, the optimiser's moments of what is trained, the average."""
+    """Bytes of one checkpoint: the model's tensors, the optimiser's moments of what is trained, average, parts."""
     model = sum(tensor.nbytes for tensor in engine.module.model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
-    return model + moments(run) * trained + (model if run.average is not None else 0)
+    parts = sum(tensor.nbytes for tensor in engine.parts.held()[0].values())
+    parts += sum(2 * parameter.nbytes for own in engine.parts.trained.values() for parameter in own.values())
+    return model + moments(run) * trained + (model if run.average is not None else 0) + parts
 
 
 def moments(run: Run) -> int:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from robust_train.engines.engine import Engine
 from robust_train.keyed import Key
 from robust_train.nouns import Batch, Dataset, Extra, at
 from robust_train.read.errors import ConfigError
 from robust_train.records.progress import duration
-
-if TYPE_CHECKING:
-    from robust_train.engines.engine import Engine
-    from robust_train.run import Run
+from robust_train.run import Run
 
 
 @dataclass(frozen=True)
@@ -81,14 +77,17 @@ def rehearse(run: Run, engine: Engine, size: int) -> None:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     recorded = [norm.recorded.clone() for norm in network.batchnorms]
     try:
-        total: Tensor = objective(network, run.mix(batch, key), key, dict(engine.state)).total
-        torch.autograd.grad(total, parameters, allow_unused=True)
+        loss = objective(network, run.mix(batch, key), key, engine.state)
+        engine.parts.backward(loss.of, 1.0, retain=loss.total is not None)
+        if loss.total is not None and parameters:
+            torch.autograd.grad(loss.total, parameters, allow_unused=True)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"engine.micro_batch={size}: {engine.device} has no memory for {size} images at once. Set "
             "engine.micro_batch to less than that, or network.checkpointing=true."
         ) from error
     finally:
+        engine.parts.discard()
         with torch.no_grad():
             for norm, before in zip(network.batchnorms, recorded, strict=True):
                 norm.recorded.copy_(before)

@@ -20,6 +20,7 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import Forecast, forecast
+from robust_train.judging import Judge
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Place, at
 from robust_train.read import uses
@@ -28,6 +29,7 @@ from robust_train.read.parse import difference
 from robust_train.records import Records
 from robust_train.records.pictures import attack_picture
 from robust_train.run import Run
+from robust_train.saved import load
 from robust_train.train import train
 from robust_train.trained import weights_of
 
@@ -49,14 +51,15 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
     with alone(run, place), make(run, place) as engine:
         check_room(run, engine)
         with Records(run, place) as records:
-            begin(engine, records)
+            judge = Judge(run, engine)
+            begin(run, engine, judge, records)
             records.expect(forecast(run, engine))
             while True:
                 try:
-                    train(run, engine, records)
-                    return finish(run, engine, records)
+                    train(run, engine, judge, records)
+                    return finish(run, engine, judge, records)
                 except RollBack as fault:
-                    roll_back(engine, records, fault)
+                    roll_back(run, engine, judge, records, fault)
 
 
 @contextmanager
@@ -109,7 +112,7 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
         lines += check_room(alone, engine)
         newest = checkpoint.newest(run.path)
         if newest is not None:
-            engine.load(newest)
+            load(run, engine, Judge(run, engine), newest)
             lines.append(f"goes on from update {engine.updates:,} ({newest})")
             lines += uses.changed(run.uses, newest)
         return lines, forecast(alone, engine, devices)
@@ -157,18 +160,18 @@ def same(run: Run) -> None:
         )
 
 
-def begin(engine: Engine, records: Records) -> None:
+def begin(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
     """From the folder's newest whole checkpoint, else from `start`, else from the seed."""
-    newest = checkpoint.newest(engine.run.path)
+    newest = checkpoint.newest(run.path)
     if newest is not None:
-        closed = engine.load(newest)
+        closed = load(run, engine, judge, newest)
         records.resume(engine.updates, closed)
-        for line in uses.changed(engine.run.uses, newest):
+        for line in uses.changed(run.uses, newest):
             records.say(f"{line}: from update {engine.updates} on, what is here is used")
         return
     records.resume(0)
-    if engine.run.start is not None:
-        start_from(engine, Path(engine.run.start), records)
+    if run.start is not None:
+        start_from(engine, Path(run.start), records)
 
 
 def start_from(engine: Engine, path: Path, records: Records) -> None:
@@ -179,27 +182,27 @@ def start_from(engine: Engine, path: Path, records: Records) -> None:
         records.say(f"{path} has a head for other classes: {', '.join(head)} begin anew, for {classes} classes")
 
 
-def roll_back(engine: Engine, records: Records, fault: RollBack) -> None:
+def roll_back(run: Run, engine: Engine, judge: Judge, records: Records, fault: RollBack) -> None:
     """Back to the last checkpoint, to do everything after it again without the faulty update."""
     left_out = engine.left_out | {fault.update}
-    newest = checkpoint.newest(engine.run.path)
+    newest = checkpoint.newest(run.path)
     if newest is None:
         raise ConfigError(
             f"{fault} on_nonfinite.policy=rollback, and there is no checkpoint to go back to: set checkpoint.every, or "
             "take policy=skip."
         ) from fault
-    closed = engine.load(newest)
+    closed = load(run, engine, judge, newest)
     records.resume(engine.updates, closed)
     engine.left_out |= left_out
     records.say(f"{fault} Gone back to update {engine.updates}; update {fault.update} is left out.")
 
 
-def finish(run: Run, engine: Engine, records: Records) -> dict[str, Any]:
+def finish(run: Run, engine: Engine, judge: Judge, records: Records) -> dict[str, Any]:
     """The final evaluation, a picture, and the summary; `finished` knows a run by it."""
     settings = run.validate
     attack = settings.final or settings.attack
     began = time.monotonic()
-    found = engine.evaluate(attack, None if settings.final else settings.images)
+    found = judge.evaluate(attack, None if settings.final else settings.images)
     records.add(run.updates, found)
     shown = getattr(run.objective, "attack", None) or attack
     if shown is not None:

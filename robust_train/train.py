@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from robust_train.engines.engine import Engine
+from robust_train.judging import Judge
 from robust_train.keyed import Key
 from robust_train.nouns import at
+from robust_train.records import Records
+from robust_train.run import Run
+from robust_train.saved import save
 
-if TYPE_CHECKING:
-    from robust_train.records import Records
-    from robust_train.run import Run
 
-
-def train(run: Run, engine: Engine, records: Records) -> None:
+def train(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
     """Do the updates that `run` still owes `engine`.
 
     The same page serves one process and 1,024 ranks; what differs is inside `engine`.
@@ -32,8 +30,8 @@ def train(run: Run, engine: Engine, records: Records) -> None:
         records.add(update, engine.step())
 
         if run.validate.due(update, run.updates):
-            records.add(update, engine.validate())
+            records.add(update, judge.validate())
         if run.validate.probe.due(update):
-            engine.probe(batch, records)
-        if run.checkpoint.due(update, run.updates) or engine.improved:
-            engine.save(records)
+            judge.probe(batch, records)
+        if run.checkpoint.due(update, run.updates) or judge.improved:
+            save(run, engine, judge, records)

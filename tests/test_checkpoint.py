@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from robust_train import checkpoint
 from robust_train.engines.engine import Engine
 from robust_train.engines.plain import PlainEngine
+from robust_train.judging import Judge, Judged
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.timm import Timm
 from robust_train.nouns import Place
@@ -23,7 +25,7 @@ from robust_train.read.errors import CheckpointError
 from robust_train.run import Run
 from robust_train.settings.average import Average
 from robust_train.settings.keep import Keep
-from tests.toys import Kept, ToyNetwork, toy_run, trained, weights
+from tests.toys import ToyNetwork, gone_back, saved, toy_run, trained, weights
 
 
 @pytest.fixture
@@ -89,16 +91,16 @@ def test_a_full_disk_leaves_no_checkpoint_and_the_older_one_whole(engine: Engine
 
     engine.updates = 4
     with mock.patch.object(checkpoint, "_finish", full), pytest.raises(OSError, match="No space left"):
-        engine.save(Kept())  # type: ignore[arg-type]
+        saved(engine)
     assert checkpoint.newest(engine.run.path) == folder
-    engine.save(Kept())  # type: ignore[arg-type]  # what the failed one left behind is in nobody's way
+    saved(engine)  # what the failed one left behind is in nobody's way
     assert checkpoint.newest(engine.run.path) == folder.with_name("00000004")
     assert [path.name for path in sorted(folder.parent.iterdir())] == ["00000003", "00000004"]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_an_older_whole_one(engine: Engine, folder: Path) -> None:
     engine.updates = 4
-    engine.save(Kept())  # type: ignore[arg-type]
+    saved(engine)
     (folder.with_name("00000004") / "weights.safetensors").write_bytes(b"")
     assert checkpoint.newest(engine.run.path) == folder
     (folder / "weights.safetensors").write_bytes(b"")
@@ -108,7 +110,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_an_older_whole_one(engin
 
 def test_a_checkpoint_of_an_update_that_is_done_again_replaces_the_first(engine: Engine, folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"")
-    engine.save(Kept())  # type: ignore[arg-type]
+    saved(engine)
     checkpoint.verify(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["00000003"]
 
@@ -117,17 +119,17 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(engine: Engine, folder
     other = again(engine.run, network=Blueprint(ToyNetwork(width=7), group=4))
     message = r"does not fit Sequential: \d+ of another shape \(layers.0.conv.weight \(6, 1, 3, 3\) instead of \(7"
     with pytest.raises(CheckpointError, match=message):
-        other.load(folder)
+        gone_back(other, folder)
 
 
 def test_a_checkpoint_without_an_average_is_no_beginning_for_a_run_that_keeps_one(engine: Engine, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no average"):
-        again(engine.run, average=Average()).load(folder)
+        gone_back(again(engine.run, average=Average()), folder)
 
 
 def test_loading_brings_back_weights_momentum_and_position_to_the_bit(engine: Engine, folder: Path) -> None:
     fresh = again(engine.run)
-    fresh.load(folder)
+    gone_back(fresh, folder)
     assert fresh.updates == 3
     assert all(torch.equal(value, weights(engine)[name]) for name, value in weights(fresh).items())
     for name in engine.parameters:
@@ -142,7 +144,7 @@ def test_timm_loads_the_weights(tmp_path: Path) -> None:
 
     network = Blueprint(Timm("test_resnet"), group=4)
     made = PlainEngine(toy_run(Plain(), tmp_path, network=network))
-    made.save(Kept())  # type: ignore[arg-type]
+    saved(made)
     path = tmp_path / "checkpoints" / "00000000" / "weights.safetensors"
     model = timm.create_model("test_resnet", num_classes=5, in_chans=1, checkpoint_path=str(path))
     own = model.state_dict()
@@ -153,11 +155,12 @@ def test_timm_loads_the_weights(tmp_path: Path) -> None:
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     """Rice et al. 2020: the best by validation is kept, and the run goes on."""
     engine = PlainEngine(toy_run(Plain(), tmp_path, checkpoint=Keep(1, keep=2)))
+    judge = Judge(engine.run, engine)
     for update, accuracy in enumerate((0.2, 0.6, 0.5, 0.4, 0.3), 1):
         engine.updates = update
-        if accuracy > engine.best:
-            engine.best, engine.improved = accuracy, True
-        engine.save(Kept())  # type: ignore[arg-type]
+        if accuracy > judge.judged.best:
+            judge.judged, judge.improved = replace(judge.judged, best=accuracy), True
+        saved(engine, judge)
     assert [path.name for path in checkpoint.saved(tmp_path)] == ["00000002", "00000004", "00000005"]
     assert checkpoint.best(tmp_path) == checkpoint.find(tmp_path) == tmp_path / "checkpoints" / "00000002"
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text())["accuracy"] == 0.6
@@ -166,13 +169,14 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_best_is_what_the_checkpoint_gone_on_from_knows(tmp_path: Path) -> None:
     """A run killed after a checkpoint and before its best.json: going on from it puts the file right."""
     engine = PlainEngine(toy_run(Plain(), tmp_path))
-    engine.best, engine.improved, engine.updates = 0.7, True, 2
+    judge = Judge(engine.run, engine)
+    judge.judged, judge.improved, engine.updates = Judged(0.7), True, 2
     with mock.patch.object(checkpoint, "mark_best"):
-        engine.save(Kept())  # type: ignore[arg-type]
+        saved(engine, judge)
     assert checkpoint.best(tmp_path) is None
     fresh = PlainEngine(toy_run(Plain(), tmp_path))
-    fresh.load(tmp_path / "checkpoints" / "00000002")
-    assert (fresh.best, fresh.improved) == (0.7, False)
+    judge = gone_back(fresh, tmp_path / "checkpoints" / "00000002")
+    assert (judge.judged.best, judge.improved) == (0.7, False)
     assert checkpoint.best(tmp_path) == tmp_path / "checkpoints" / "00000002"
 
 

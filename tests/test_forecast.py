@@ -70,7 +70,7 @@ def test_a_rehearsal_leaves_the_engine_bit_for_bit_as_it_was(name):
     def everything():
         tensors = [*weights(engine).values(), *(norm.recorded.clone() for norm in engine.module.batchnorms)]
         tensors += [value.clone() for value in engine.averaged.kept.values()]
-        tensors += [value.clone() for value in engine.state.values()]
+        tensors += [value.clone() for value in engine.state.counts.values()]
         tensors += [v.clone() for s in engine.optimiser.state.values() for v in s.values() if torch.is_tensor(v)]
         modes = [module.training for module in engine.module.modules()]
         flags = [(parameter.requires_grad, parameter.grad is None) for parameter in engine.module.parameters()]

@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("robust_train", "launch", "tools") for path i
 
 ROWS = [  # from the top down: a module may import rows below its own
     {"launch", "tools", "__main__", "command"},
-    {"train", "run", "job", "check", "forecast", "loading", "subject", "engines", "records"},
+    {"train", "run", "job", "judging", "saved", "check", "forecast", "loading", "subject", "engines", "records"},
     {"evaluate", "objectives", "compress", "brain"},
     {"trained"},
     {"attacks"},
@@ -24,8 +24,10 @@ WITHIN = {  # and within its row only these
     "launch": {"command"},
     "tools": {"launch", "command"},
     "__main__": {"command"},
-    "job": {"run", "train", "check", "forecast", "engines", "records"},
-    "train": {"engines", "records", "run"},
+    "job": {"run", "train", "judging", "saved", "check", "forecast", "engines", "records"},
+    "train": {"engines", "judging", "records", "run", "saved"},
+    "judging": {"engines", "records", "run"},
+    "saved": {"engines", "judging", "records", "run"},
     "run": set(),
     "engines": {"run"},
     "loading": {"run", "engines"},

@@ -22,7 +22,7 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.job import FREE
 from robust_train.keyed import Key
 from robust_train.models.network import Network
-from robust_train.nouns import Batch, at
+from robust_train.nouns import Batch, State, at
 from robust_train.read.parse import difference
 from robust_train.run import Run
 from robust_train.threats.l1 import L1
@@ -503,7 +503,7 @@ def test_a_fresh_small_vit_knows_no_more_than_chance(name: str) -> None:
     network = run.build(torch.device("cpu")).train()
     images = torch.rand(32, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     batch = Batch(images, torch.arange(32), torch.arange(32), torch.arange(32))
-    loss = run.objective(network, batch, Key(0).at(0).rows(batch.position), {})
+    loss = run.objective(network, batch, Key(0).at(0).rows(batch.position), State())
     first = loss.metrics.get("loss/clean", loss.total)
     assert float(first.detach()) == pytest.approx(math.log(100), abs=0.5)
     assert loss.total.requires_grad

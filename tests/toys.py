@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.engines.engine import Engine
+from robust_train.judging import Judge
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Batch, Dataset, Model, Objective, Place, Shape
 from robust_train.run import Run
+from robust_train.saved import load, save
 from robust_train.settings.optimiser import Optimiser
 from robust_train.settings.tracking import Tracking
 from robust_train.train import train
@@ -195,8 +197,20 @@ class Kept:
 def trained(engine: Engine) -> list[dict[str, float]]:
     """Train to the end of the engine's run by the loop itself; the metrics of each update."""
     records = Kept()
-    train(engine.run, engine, records)  # type: ignore[arg-type]
+    train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
     return records.lines
+
+
+def saved(engine: Engine, judge: Judge | None = None) -> None:
+    """Write a checkpoint of an engine, and of what was judged."""
+    save(engine.run, engine, judge or Judge(engine.run, engine), Kept())  # type: ignore[arg-type]
+
+
+def gone_back(engine: Engine, folder: Path) -> Judge:
+    """Put an engine where a checkpoint was; the judge that goes with it."""
+    judge = Judge(engine.run, engine)
+    load(engine.run, engine, judge, folder)
+    return judge
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:

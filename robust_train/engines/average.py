@@ -1,52 +1,49 @@
-"""An exponential average of the weights, each rank keeping its share."""
+"""Exponential averages of named tensors: of a run's weights, each rank keeping its share, or of a part's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-from robust_train.nouns import at
-from robust_train.settings.average import Average
-
-if TYPE_CHECKING:
-    from robust_train.engines.engine import Engine
+from robust_train.nouns import Place
 
 
 class Averaged:
-    """The running average of one engine's network."""
+    """a <- d a + (1 - d) w, of the tensors in `kept`.
 
-    def __init__(self, average: Average, engine: Engine) -> None:
-        self.average = average
-        self.owner = shares(tensors(engine), engine.place.world)
-        self.kept = {
-            name: value.detach().float().clone()
-            for name, value in tensors(engine).items()
-            if self.owner[name] == engine.place.rank
-        }
+    owner: {name: the rank that keeps it} of all tensors that are averaged; None: this process keeps them all.
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], owner: Mapping[str, int] | None = None) -> None:
+        self.kept = dict(kept)
+        self.owner = owner or {}
+
+    @classmethod
+    def shared(cls, now: Mapping[str, Tensor], place: Place) -> Averaged:
+        """An average that begins with `now`, in float32, dealt over the ranks."""
+        owner = shares(now, place.world)
+        mine = {name: value.detach().float().clone() for name, value in now.items() if owner[name] == place.rank}
+        return cls(mine, owner)
 
     @torch.no_grad()
-    def update(self, engine: Engine) -> None:
-        done = engine.updates - 1
-        decay = at(self.average.decay, done, engine.run.updates)
-        if self.average.warmup:
-            decay = min(decay, (1 + done) / (10 + done))
-        now = tensors(engine)
-        torch._foreach_lerp_(list(self.kept.values()), [now[name].float() for name in self.kept], 1 - decay)
+    def follow(self, now: Mapping[str, Tensor], decay: float) -> None:
+        """Move towards `now`; decay: how much of the average is kept, 0 to begin anew."""
+        if self.kept:  # a rank may have no share
+            theirs = [now[name].to(value.dtype) for name, value in self.kept.items()]
+            torch._foreach_lerp_(list(self.kept.values()), theirs, 1 - decay)
 
     @contextmanager
-    def inside(self, engine: Engine) -> Iterator[None]:
-        """The average in the network's place; each owner sends its share to the others (a collective a tensor)."""
-        now = tensors(engine)
+    def inside(self, now: Mapping[str, Tensor], place: Place) -> Iterator[None]:
+        """The average in the place of `now`; each owner sends its share to the others (a collective a tensor)."""
         before = {name: value.detach().clone() for name, value in now.items()}
         with torch.no_grad():
             for name, value in now.items():
-                if self.owner[name] == engine.place.rank:
+                if self.owner[name] == place.rank:
                     value.copy_(self.kept[name])
-                if engine.place.world > 1:
+                if place.world > 1:
                     distributed.broadcast(value, self.owner[name])
         try:
             yield
@@ -56,15 +53,15 @@ class Averaged:
                     value.copy_(before[name])
 
 
-def tensors(engine: Engine) -> dict[str, Tensor]:
+def averageable(module: nn.Module) -> dict[str, Tensor]:
     """What is averaged: the parameters, and the floating buffers that are saved (BatchNorm's running statistics)."""
-    saved = set(engine.module.model.state_dict())
-    named: dict[str, Tensor] = dict(engine.module.model.named_parameters())
-    named |= {n: b for n, b in engine.module.model.named_buffers() if n in saved and b.is_floating_point()}
+    saved = set(module.state_dict())
+    named: dict[str, Tensor] = dict(module.named_parameters())
+    named |= {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
     return {name: value.data for name, value in named.items()}
 
 
-def shares(named: dict[str, Tensor], world: int) -> dict[str, int]:
+def shares(named: Mapping[str, Tensor], world: int) -> dict[str, int]:
     """{name: rank that keeps it}: largest first to the least loaded rank, the same on every rank."""
     load = [0] * world
     owner = {}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robust_train.engines.engine import Engine
+from robust_train.engines.engine import Engine, filled
 from robust_train.engines.optim import ELEMENTWISE
 from robust_train.engines.place import join, place_of_environment
-from robust_train.models.network import Edit, Network
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
@@ -22,35 +20,14 @@ COUNTERS = ("step", "mu_product")
 """Optimiser state that belongs to all weights of a group alike, not to each weight."""
 
 
-class Routed:
-    """What objectives call: the plain network in attacks and without a graph, DeepSpeed's engine else.
-
-    An attack through DeepSpeed's engine raises (ZeRO 0 to 2) or corrupts training in silence (ZeRO 3), and so does,
-    under ZeRO 3, an update through the plain network. Everything else about it is the network's.
-    """
-
-    def __init__(self, plain: Network, through: torch.nn.Module) -> None:
-        self.plain = plain
-        self._through = through
-
-    def __call__(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()) -> Any:
-        plain = self.plain.attacking or not torch.is_grad_enabled()
-        return (self.plain if plain else self._through)(images, edits, taps)
-
-    def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """As Network.features."""
-        return self(images, taps=tuple(names))[1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
-
-
 class DeepSpeedEngine(Engine):
     """DeepSpeed does the reducing and sharding; cutting, clipping, guarding and stepping in time are Engine's.
 
-    Weights are float32 (bf16 is autocast inside the network). Its collectives an update: one all-reduce of gradients
-    (ZeRO 2: one a micro-batch), under ZeRO 1 and 2 an all-gather of weights for each weight-decay group, the flat
-    all-reduce.
+    Weights are float32 (bf16 is autocast inside the network). Forwards go through the plain network, at every stage
+    that keeps whole weights: DeepSpeed reduces by hooks on weights and in its own backward, and what it hangs on the
+    output of its own forward takes any `autograd.grad` (an attack's, a penalty's) for the update's backward.
+    Its collectives an update: one all-reduce of gradients (ZeRO 2: one a micro-batch), under ZeRO 1 and 2 an all-gather
+    of weights for each weight-decay group, the flat all-reduce.
     """
 
     def __init__(self, run: Run, place: Place | None = None) -> None:
@@ -69,11 +46,6 @@ class DeepSpeedEngine(Engine):
             dist_init_required=False,
         )
         self._zero = self._deepspeed.optimizer  # under ZeRO 1 and 2 the optimiser of flat shards, else ours
-        self._routed = Routed(self.module, self._deepspeed)
-
-    @property
-    def network(self) -> Routed:
-        return self._routed
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         self._deepspeed.backward(loss)  # divides by the number of micro-batches, and reduces after the last
@@ -86,7 +58,7 @@ class DeepSpeedEngine(Engine):
     def _gradients(self) -> list[Tensor]:
         if self.stage:
             return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
-        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        return filled(self.parameters.values())
 
     def _update(self) -> None:
         self._deepspeed.step()

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
-from robust_train.engines import saved
-from robust_train.engines.average import Averaged
+from robust_train.engines.average import Averaged, averageable, shares
 from robust_train.engines.division import micro_batch_size
-from robust_train.engines.optim import build, set_rate
-from robust_train.evaluate.accuracy import tally
+from robust_train.engines.optim import build, restore, set_rate, state_of
+from robust_train.engines.parts import Parts
+from robust_train.engines.snapshot import Snapshot
+from robust_train.engines.sums import digest, names, pack, size, summed, unlike, unpack
 from robust_train.keyed import Key
+from robust_train.models.network import Network
 from robust_train.models.weights import fit_weights
-from robust_train.nouns import Attack, Batch, Loss, Place, at
-from robust_train.read.errors import ConfigError, NumericsError
+from robust_train.nouns import Batch, Loss, Objective, Place, State, at
+from robust_train.read.errors import CheckpointError, NumericsError
 from robust_train.run import Run
-
-if TYPE_CHECKING:
-    from robust_train.records import Records
 
 
 class RollBack(Exception):
@@ -36,14 +34,15 @@ class RollBack(Exception):
 
 
 class Engine(ABC):
-    """The network and all that changes while it learns: optimiser, average, running statistics, state, position.
+    """The network and all that changes while it learns: optimiser, parts, average, running statistics, state, position.
 
         for micro_batch in engine.micro_batches(batch):
             engine.backward(objective(engine.network, micro_batch, key, engine.state))
         metrics = engine.step()
 
     An update has the engine's own reduction of gradients, one flat all-reduce of everything else that is summed
-    (metrics, counts, BatchNorm's statistics, the gradient's norm, flags), and one host read.
+    (metrics, counts, sums, BatchNorm's statistics, the gradient's norm, flags), one more of the gradients of parts
+    where the objective has any, and one host read.
     dtype: of weights and images; float64 is for comparisons to the last digit.
     """
 
@@ -52,29 +51,26 @@ class Engine(ABC):
         self.device = torch.device(place.device)
         self.micro_batch = micro_batch_size(run, place.world)  # images a device holds at once
         self.count = run.batch // place.world // self.micro_batch  # micro-batches an update
-        self.module = run.build(self.device).to(dtype)
+        self.module: Network = run.build(self.device).to(dtype)
         self.module.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(Key(run.seed).of("parts").seed % 2**63)
+            parts = run.objective.parts(self.module, run.data)
+        self.parts = Parts(parts, self.module, run.updates, self.device, dtype)
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module, run.updates)
         if run.compile:
             self.module.model.compile()
         self.updates = 0  # done so far
-        self.state: dict[str, Tensor] = {}  # sums of what objectives counted, float64 on the host
+        self.counts: dict[str, Tensor] = {}  # sums of what objectives counted, float64 on the host
         self.left_out: set[int] = set()  # updates that were found to be bad and are passed over
-        self.best = -1.0  # the best validation accuracy so far: robust where an attack is named
-        self.best_checkpoint: str | None = None  # the name of the one that holds it
-        self.improved = False  # whether the last validation was the best so far, and no checkpoint holds it yet
-        self.probed: float | None = None  # accuracy at the last probe
-        self.averaged: Averaged | None = None if run.average is None else Averaged(run.average, self)
+        self.averaged: Averaged | None = None
+        self.begin_average()
         self._losses: list[Loss] = []
+        self._names: str | None = None  # what this process's last update consisted of
         self._broken: Tensor | None = None  # images of this rank's share that stand in for broken ones
 
     # -- what an engine must say ------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def network(self) -> Any:
-        """What objectives call: the plain network in attacks and without a graph, the engine's way of training else."""
 
     @abstractmethod
     def _backward(self, loss: Tensor, last: bool) -> None:
@@ -86,7 +82,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _gradients(self) -> list[Tensor]:
-        """The averaged gradients that this rank is to apply, in place."""
+        """The averaged gradients that this rank is to apply, in place; zeros for weights that no loss saw."""
 
     @abstractmethod
     def _update(self) -> None:
@@ -99,6 +95,16 @@ class Engine(ABC):
     copies: int  # ranks that hold each averaged gradient: all of them, or 1 where each holds its share
 
     # -- an update --------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> Network:
+        """What objectives and attacks call: the plain network. An engine whose weights are cut routes forwards here."""
+        return self.module
+
+    @property
+    def state(self) -> State:
+        """What objectives are given of the updates so far."""
+        return State(dict(self.counts), dict(self.parts.modules))
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """This rank's share of a global batch, cut into what the device holds: whole mixing and BatchNorm groups."""
@@ -113,68 +119,134 @@ class Engine(ABC):
             yield batch[start : start + self.micro_batch]
 
     def backward(self, loss: Loss) -> None:
-        """Add one micro-batch's loss to the update."""
-        self._backward(loss.total, last=len(self._losses) + 1 == self.count)
-        detached = [{name: value.detach() for name, value in values.items()} for values in (loss.metrics, loss.counts)]
-        self._losses.append(Loss(loss.total.detach(), *detached))
+        """Add one micro-batch's loss to the update: the parts' gradients first, for the network's frees the graph."""
+        self._agree(loss)
+        self.parts.backward(loss.of, 1 / self.count, retain=loss.total is not None)
+        if loss.total is not None:
+            self._backward(loss.total, last=len(self._losses) + 1 == self.count)
+            self.parts.forget()
+        total = None if loss.total is None else loss.total.detach()
+        self._losses.append(Loss(total, *map(_detached, (loss.metrics, loss.counts, loss.of, loss.sums))))
+
+    def _agree(self, loss: Loss) -> None:
+        """ConfigError where a loss consists of other things than the update's first, or than other ranks' first one."""
+        mine, use = names(loss), self.run.objective.use
+        if self._losses:
+            if mine != names(self._losses[0]):
+                raise unlike(self.updates, use, mine, names(self._losses[0]), "in one micro-batch than in another")
+            return
+        if self._names is None:  # the process's first update: said in full, at the cost of a gather
+            for rank, theirs in enumerate(self.gather(mine)):
+                if theirs != mine:
+                    raise unlike(self.updates, use, mine, theirs, f"on rank {rank} than on rank {self.place.rank}")
+        self._names = mine
 
     def step(self) -> dict[str, float]:
         """Turn the micro-batches' losses into new parameters; the update's metrics, averaged over them and the ranks.
 
-        Raises NumericsError (or RollBack) with nothing changed where a loss or the gradient is not finite.
+        Raises NumericsError (or RollBack) with nothing changed where a loss or a gradient is not finite.
         """
         update = self.updates
         metrics = {"left_out": 1.0} if update in self.left_out else self._step(update)
         self.updates = update + 1
-        if self.averaged is not None and "left_out" not in metrics:
-            self.averaged.update(self)
+        if "left_out" not in metrics:
+            self.parts.follow(update, self.run.updates)
+            if self.averaged is not None:
+                self.averaged.follow(averageable(self.module.model), self._decay(update))
         return metrics
 
     def _step(self, update: int) -> dict[str, float]:
-        self._reduce_gradients()
         losses, world = self._losses, self.place.world
-        metrics = _summed([loss.metrics for loss in losses], 1 / (len(losses) * world))
+        trains = losses[0].total is not None  # whether the network has a gradient in this update
+        if trains:
+            self._reduce_gradients()
+        self.parts.reduce(world)
+        gradients = self._gradients() if trains else []
+        metrics = summed([loss.metrics for loss in losses], 1 / (len(losses) * world))
         if self._broken is not None:
             metrics["data/broken"] = self._broken  # a sum, not a mean
-        counts = _summed([loss.counts for loss in losses], 1.0)
-        gradients = self._gradients()
-        share = torch.stack(torch._foreach_norm(gradients)).double().square().sum() / self.copies
-        totals = torch.stack([loss.total for loss in losses]).double()
-        flags = torch.zeros(world, dtype=torch.float64, device=self.device)
-        flags[self.place.rank] = (~(totals.isfinite() & (totals <= self.run.on_nonfinite.limit))).any()
+        counts, sums = summed([loss.counts for loss in losses]), summed([loss.sums for loss in losses])
+        recorded = {"": self.module.recorded()}
+        squares = {"": _squared(gradients, self.device) / self.copies}  # of gradients; of parts every rank has the same
+        squares |= {name: square / world for name, square in self.parts.squares().items()}
+        slots = {
+            "flags": self._slot(self._flag(losses)),
+            "names": self._slot(digest(str(self._names))),
+        }
 
-        read_out = [*metrics.values(), *counts.values(), flags, share]
-        flat = self.all_reduce(torch.cat([t.double().flatten() for t in [*read_out, self.module.recorded()]]))
-        length = sum(tensor.numel() for tensor in read_out)
-        *read, squared = flat[:length].tolist()  # the update's one host read
-        values, flagged = dict(zip(metrics, read, strict=False)), read[-world:]
+        head, tail = (slots, squares, metrics, counts), (sums, recorded)
+        flat = self.all_reduce(pack(*head, *tail))
+        length = sum(map(size, head))
+        read = torch.tensor(flat[:length].tolist(), dtype=torch.float64)  # the update's one host read
+        told, squared, means, counted = unpack(read, *head)
+        odd = [rank for rank, theirs in enumerate(told["names"].tolist()) if theirs != digest(str(self._names))]
+        if odd:
+            raise unlike(update, self.run.objective.use, "", None, f"on rank {odd[0]} than on rank {self.place.rank}")
+        flagged = [rank for rank, flag in enumerate(told["flags"].tolist()) if flag]
+        norms = {name: math.sqrt(value) for name, value in squared.items()}
+        if flagged or not all(map(math.isfinite, norms.values())):
+            return self._refuse(update, flagged, norms, trains)
+        norm = norms.pop("")
+        found = {name: float(value) for name, value in means.items()}
+        if trains:
+            clip, rate = self.run.optimiser.clip, self.rate(update)
+            if clip and norm > clip:
+                torch._foreach_mul_(gradients, clip / norm)
+            set_rate(self.optimiser, rate)
+            self._update()
+            found |= {"gradient/norm": norm, "lr": rate}
+        rates = self.parts.step(norms, update, self.run.updates)
+        found |= {f"gradient/norm/{name}": value for name, value in norms.items()}
+        found |= {f"lr/{name}": value for name, value in rates.items()}
+        sums, recorded = unpack(flat[length:], *tail)
+        self.module.move(recorded[""])
+        for name, count in counted.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self._settle({name: value.to(losses[0].sums[name].dtype) for name, value in sums.items()}, update)
+        return found
 
-        norm = math.sqrt(squared)
-        if any(flagged) or not math.isfinite(norm):
-            return self._refuse(update, [rank for rank, flag in enumerate(flagged) if flag], norm)
-        clip, rate = self.run.optimiser.clip, self.rate(update)
-        if clip and norm > clip:
-            torch._foreach_mul_(gradients, clip / norm)
-        set_rate(self.optimiser, rate)
-        self._update()
-        self.module.move(flat[length:])
-        counted = torch.tensor(read[len(metrics) : -world], dtype=torch.float64).split(
-            [c.numel() for c in counts.values()]
-        )
-        for (name, count), piece in zip(counts.items(), counted, strict=True):
-            self.state[name] = self.state.get(name, 0) + piece.view(count.shape)
-        return {**values, "gradient/norm": norm, "lr": rate}
+    def _slot(self, value: Tensor | int) -> Tensor:
+        """[world]: a value of this rank in its own place, so that the sum over the ranks holds every rank's."""
+        slots = torch.zeros(self.place.world, dtype=torch.float64, device=self.device)
+        slots[self.place.rank] = value
+        return slots
+
+    def _flag(self, losses: list[Loss]) -> Tensor:
+        """Whether a loss of this rank is not finite, or one of the network's above the limit."""
+        totals = [loss.total.double() for loss in losses if loss.total is not None]
+        others = [value.double().sum() for loss in losses for value in (*loss.of.values(), *loss.sums.values())]
+        bad = [~(total.isfinite() & (total <= self.run.on_nonfinite.limit)) for total in totals]
+        bad += [~other.isfinite() for other in others]
+        return torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool)
+
+    @torch.no_grad()
+    def _settle(self, sums: dict[str, Tensor], update: int) -> None:
+        """The objective's own moves, where it has any."""
+        if type(self.run.objective).settle is Objective.settle:
+            return
+        objective = at(self.run.objective, update, self.run.updates)
+        objective.settle(self.module, self.state, sums, update, self.run.updates)
+        self.weights_changed()
 
     def rate(self, update: int) -> float:
         """The learning rate of an update."""
         return at(self.run.optimiser.lr, update, self.run.updates)
 
-    def _refuse(self, update: int, ranks: list[int], norm: float) -> dict[str, float]:
+    def _decay(self, update: int) -> float:
+        """How much of the average an update keeps."""
+        assert self.run.average is not None
+        decay = at(self.run.average.decay, update, self.run.updates)
+        return min(decay, (1 + update) / (10 + update)) if self.run.average.warmup else decay
+
+    def _refuse(self, update: int, ranks: list[int], norms: dict[str, float], trains: bool) -> dict[str, float]:
         """Leave an update out as the run says. Everything is as before it."""
-        self._discard()
+        if trains:
+            self._discard()
+        self.parts.discard()
         self.module.move(None)
         guard = self.run.on_nonfinite
-        what = f"the gradient is not finite (norm {norm})"
+        part, norm = next(((n, value) for n, value in norms.items() if not math.isfinite(value)), ("", norms[""]))
+        what = f"the gradient{f' of part {part!r}' * bool(part)} is not finite (norm {norm})"
         if ranks:
             on = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
             what = f"the loss is not finite, or above on_nonfinite.limit={guard.limit:g}, on {on}"
@@ -190,59 +262,13 @@ class Engine(ABC):
         self.left_out.add(update)
         return {"left_out": 1.0}
 
-    # -- judging ----------------------------------------------------------------------------------
-
-    def validate(self) -> dict[str, float]:
-        """Clean and robust accuracy on the validation images; `improved` where they are the best so far."""
-        settings = self.run.validate
-        found = self.evaluate(settings.attack, settings.images)
-        score = found[f"accuracy/{settings.attack.label}" if settings.attack else "accuracy/clean"]
-        if score > self.best:
-            self.best, self.improved = score, True
-        return found
-
-    def evaluate(self, attack: Attack | None, images: int | None) -> dict[str, float]:
-        """Accuracies of the averaged weights where they are kept, else of the weights, over all ranks."""
-        batches = self.run.data.validation_batches(self.place, self.run.validate.chunk, images)
-        with self.using_average():
-            found = self._tally(batches, attack, Key(self.run.seed).of("validate"))
-        if not found["validation/images"]:
-            raise ConfigError("there are no validation images: name data.validation, or set validate.every=0")
-        return found
-
-    def probe(self, batch: Batch, records: Records) -> None:
-        """Look for catastrophic overfitting, as Probe says it; recorded, and said aloud where it is found."""
-        settings, update = self.run.validate.probe, self.updates - 1
-        attack = settings.attack
-        assert attack is not None, "a probe that is due has an attack"
-        chosen = batch[batch.position < settings.images]
-        key = Key(self.run.seed).at(update).of("probe")
-        found = self._tally([chosen] if len(chosen) else [], attack, key)
-        accuracy = found[f"accuracy/{attack.label}"]
-        before, self.probed = self.probed, accuracy
-        collapsed = before is not None and before - accuracy > settings.fall
-        records.add(update, {f"probe/{attack.label}": accuracy, "probe/collapsed": float(collapsed)})
-        if collapsed:
-            records.say(
-                f"update {update}: accuracy under {attack.label} on the batch's first images fell from "
-                f"{before:.2f} to {accuracy:.2f} between two probes: catastrophic overfitting to the training attack? "
-                "Give it more steps, more noise (n-fgsm) or a smaller eps; start= takes a checkpoint from before."
-            )
-
-    def _tally(self, batches: Any, attack: Attack | None, key: Key) -> dict[str, float]:
-        """Accuracies over the batches of all ranks."""
-        sums = tally(self.module, batches, attack, key, self.device, self.dtype)
-        count, clean, robust = self.all_reduce(sums).tolist()
-        found = {"accuracy/clean": clean / max(1.0, count), "validation/images": count}
-        return found if attack is None else {**found, f"accuracy/{attack.label}": robust / max(1.0, count)}
-
     @contextmanager
     def using_average(self) -> Iterator[None]:
         """The averaged weights in the network's place; nothing to do where none are kept."""
         if self.averaged is None:
             yield
             return
-        with self.averaged.inside(self):
+        with self.averaged.inside(averageable(self.module.model), self.place):
             yield
 
     # -- between ranks ----------------------------------------------------------------------------
@@ -261,38 +287,68 @@ class Engine(ABC):
         distributed.all_gather_object(values, value)
         return values
 
-    # -- checkpoints ------------------------------------------------------------------------------
+    # -- what a checkpoint holds ------------------------------------------------------------------
 
-    def save(self, records: Records) -> None:
-        """Write a checkpoint of everything the next update depends on, and close the metrics so far with it."""
-        saved.save(self, records)
+    def snapshot(self) -> Snapshot:
+        """All that the next update depends on. Every rank takes one; each has its share of what is cut."""
+        owner = shares(self.parameters, self.place.world)
+        kept: dict[str, Tensor] = {}
+        mine: dict[str, Any] = {}
+        for name in self.parameters:
+            for key, value in self.optimiser_state(name).items():
+                if owner[name] == self.place.rank:
+                    (kept if isinstance(value, Tensor) else mine)[f"{name}/{key}"] = value
+        numbers: dict[str, Any] = {}
+        for theirs in self.gather(mine):
+            numbers |= theirs
+        average = {} if self.averaged is None else self.averaged.kept
+        weights, left_out = self.module.model.state_dict(), tuple(sorted(self.left_out))
+        return Snapshot(self.updates, left_out, weights, kept, numbers, average, self.counts, *self.parts.held())
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Go back to a checkpoint; what the records are to know of it. CheckpointError where it does not fit."""
-        return saved.load(self, folder)
+    def restore(self, there: Snapshot, source: str) -> None:
+        """Put everything where it was. Any world size, any ZeRO stage; CheckpointError where it does not fit."""
+        fit_weights(self.module.model, there.weights, source)
+        self.weights_changed()
+        states: dict[str, dict[str, Any]] = {name: {} for name in self.parameters}
+        for path, value in [*there.optimiser.items(), *there.numbers.items()]:
+            name, _, key = path.rpartition("/")
+            states[name][key] = value
+        for name, state in states.items():
+            self.set_optimiser_state(name, state)
+        if self.averaged is not None:
+            if not there.average:
+                raise CheckpointError(
+                    f"{source} holds no average, and the run keeps one. Say average=null, or begin anew."
+                )
+            for name, value in self.averaged.kept.items():
+                value.copy_(there.average[name])
+        self.parts.hold(there.parts, there.part_numbers, source)
+        self.counts, self.updates, self.left_out = dict(there.counts), there.updates, set(there.left_out)
 
     def begin_with(self, weights: dict[str, Tensor], source: str) -> list[str]:
         """Begin a run with weights from elsewhere; the names of those that stay as they are (another head)."""
         head = fit_weights(self.module.model, weights, source, self.module.classes)
         self.weights_changed()
-        if self.run.average is not None:
-            self.averaged = Averaged(self.run.average, self)
+        self.begin_average()
         return head
+
+    def begin_average(self) -> None:
+        """Let every average of the network begin where the network stands."""
+        if self.run.average is not None:
+            self.averaged = Averaged.shared(averageable(self.module.model), self.place)
+        self.parts.begin()
 
     def optimiser_state(self, name: str) -> dict[str, Any]:
         """The optimiser's state of a parameter, in full (every rank calls it for every parameter, in one order)."""
-        return dict(self.optimiser.state.get(self.parameters[name], {}))
+        return state_of(self.optimiser, self.parameters[name])
 
     def set_optimiser_state(self, name: str, state: dict[str, Any]) -> None:
         """Give a parameter its optimiser state back (every rank calls it for every parameter, in one order)."""
-        parameter = self.parameters[name]
-        self.optimiser.state[parameter] = {
-            key: value.to(parameter.device if value.dim() else "cpu", copy=True) if isinstance(value, Tensor) else value
-            for key, value in state.items()
-        }
+        restore(self.optimiser, self.parameters[name], state)
 
-    def weights_changed(self) -> None:  # noqa: B027  most have no other copy
-        """Told after the parameters were loaded from outside, so that other copies of them follow."""
+    def weights_changed(self) -> None:
+        """Told after the parameters were changed from outside, so that other copies of them follow."""
+        return
 
     def __enter__(self) -> Engine:
         return self
@@ -300,10 +356,31 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:  # noqa: B027  most hold nothing
+    def close(self) -> None:
         """Give back what the engine holds."""
+        return
 
 
-def _summed(dicts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]:
-    """Sums by name over the micro-batches, in float64, times `scale`; names in sorted order, the same on every rank."""
-    return {name: torch.stack([values[name].double() for values in dicts]).sum(0) * scale for name in sorted(dicts[0])}
+def filled(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients of weights, zeros for those that no loss saw.
+
+    So decay and momentum move them as they move all others, on every engine: shards that are cut from one flat vector
+    cannot leave a weight of it alone; and ranks whose losses saw other weights still add up alike.
+    """
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    return found
+
+
+def _detached(values: Any) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _squared(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """The squared norm of all gradients together, float64."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()

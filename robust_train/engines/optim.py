@@ -1,12 +1,15 @@
-"""The optimiser of a run: timm's, with weight decay where it belongs and the rate its schedule gives."""
+"""The optimisers of a run: timm's, with weight decay where it belongs and the rate its schedule gives."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robust_train.models.network import Network
 from robust_train.nouns import Schedule
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number
@@ -16,8 +19,8 @@ ELEMENTWISE = ("sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "lion", "r
 """Optimisers whose update of a weight depends on that weight alone: those that sharding (ZeRO 1 and up) keeps right."""
 
 
-def build(chosen: Optimiser, model: nn.Module, updates: int) -> torch.optim.Optimizer:
-    """timm's optimiser over a model's trained parameters; its rate is set anew before each of a run's `updates`.
+def build(chosen: Optimiser, module: nn.Module, updates: int, where: str = "run") -> torch.optim.Optimizer:
+    """timm's optimiser over a module's trained parameters; its rate is set anew before each of a run's `updates`.
 
     It is made with the largest rate of the run, which some remember: corrected decay is lr^2 / (largest lr) times the
     weight decay, and Muon's adamw_lr becomes a share of it.
@@ -27,7 +30,8 @@ def build(chosen: Optimiser, model: nn.Module, updates: int) -> torch.optim.Opti
     options: dict = dict(chosen.options)
     if chosen.betas is not None:
         options["betas"] = chosen.betas
-    model = getattr(model, "model", model)  # of a Network: under the names that its `no_weight_decay` uses
+    # of a Network: under the names that its `no_weight_decay` uses
+    model = module.model if isinstance(module, Network) else module
     try:
         return create_optimizer_v2(
             model,
@@ -39,7 +43,9 @@ def build(chosen: Optimiser, model: nn.Module, updates: int) -> torch.optim.Opti
             **options,
         )
     except (ValueError, AssertionError, TypeError) as error:
-        raise ConfigError(f"run.optimiser: timm cannot make {chosen.name!r}: {error}{_nearest(chosen.name)}") from error
+        raise ConfigError(
+            f"{where}.optimiser: timm cannot make {chosen.name!r}: {error}{_nearest(chosen.name)}"
+        ) from error
 
 
 def peak(rate: Number, updates: int) -> float:
@@ -59,3 +65,16 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its rate: the run's, times the group's own scale where it has one."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def state_of(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """What an optimiser remembers of a parameter: tensors and numbers by name."""
+    return dict(optimiser.state.get(parameter, {}))
+
+
+def restore(optimiser: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Any]) -> None:
+    """Give an optimiser back what it remembered of a parameter; counters lie on the host, as it made them."""
+    optimiser.state[parameter] = {
+        key: value.to(parameter.device if value.dim() else "cpu", copy=True) if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }

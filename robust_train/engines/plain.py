@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from robust_train.engines.engine import Engine
+from robust_train.engines.engine import Engine, filled
 from robust_train.engines.place import join
-from robust_train.models.network import Network
 from robust_train.nouns import Place
 from robust_train.run import Run
 
@@ -22,10 +21,6 @@ class PlainEngine(Engine):
         super().__init__(run, place, dtype)
         self.copies = place.world
 
-    @property
-    def network(self) -> Network:
-        return self.module
-
     def _backward(self, loss: Tensor, last: bool) -> None:
         (loss / self.count).backward()
 
@@ -39,7 +34,7 @@ class PlainEngine(Engine):
             gradient.copy_(piece.view_as(gradient))
 
     def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        return filled(self.parameters.values())
 
     def _update(self) -> None:
         self.optimiser.step()

@@ -37,7 +37,7 @@ class Generalized(Objective):
     threat model to the set: the loss of clean images at w + v, with v taken for each group of images alone (no
     collective); beside msd it is averaged with MSD's loss. maximum chooses each image's attack before the one training
     forward, with running statistics and without dropout. accuracy_i: right among all images trained on so far under i,
-    from the counts in `state`, which sampling reads on the host; equal until all were seen.
+    from `state.counts`, which sampling reads on the host; equal until all were seen.
 
     Costs, for attacks of c_i: average sum (c_i + 3); maximum sum (c_i + 1) + 3, for one attack c + 3; msd K (2 + n) +
     3; sample, on average, mean c_i + 3. `weights` is a term of 6 (among those sampled: of c_i = 3).
@@ -105,7 +105,7 @@ class Generalized(Objective):
     def probabilities(self, state: State) -> list[float]:
         """Of each member in sampling: in proportion to 1 - its running robust accuracy; equal until all were seen."""
         n = len(self.names)
-        seen, right = (state[name].tolist() if name in state else [0.0] * n for name in (SEEN, RIGHT))
+        seen, right = (state.counts[name].tolist() if name in state.counts else [0.0] * n for name in (SEEN, RIGHT))
         if min(seen) == 0:
             return [1 / n] * n
         failing = [1 - r / s for r, s in zip(right, seen, strict=True)]

@@ -14,7 +14,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
-from robust_train.nouns import Batch, Objective
+from robust_train.nouns import Batch, Objective, State
 from robust_train.objectives import distill
 from robust_train.objectives.distill import Distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
@@ -122,7 +122,7 @@ def test_every_objective_is_tried_here():
 @every
 def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objective):
     network, (batch, key) = convolutional(), a_batch()
-    loss = objective(network, batch, key, {})
+    loss = objective(network, batch, key, State())
     assert loss.total.shape == ()
     gradient = gradient_of(loss.total, network)
     assert gradient.isfinite().all()
@@ -139,10 +139,10 @@ def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objecti
 def test_parts_of_a_batch_are_the_batch(objective):
     """Whole groups of BatchNorm and of mixing: losses, metrics and gradients average, counts add up. Masks are on."""
     network, (batch, key) = convolutional(), a_batch()
-    whole = objective(network, batch, key, {})
+    whole = objective(network, batch, key, State())
     recorded = network.recorded()
     network.move(None)
-    parts = [objective(network, batch[rows], key[rows], {}) for rows in (slice(0, 4), slice(4, 8))]
+    parts = [objective(network, batch[rows], key[rows], State()) for rows in (slice(0, 4), slice(4, 8))]
     assert 8 % objective.groups() == 0
     assert_close(sum(part.total for part in parts) / 2, whole.total, rtol=1e-12, atol=0)
     for name, value in whole.metrics.items():
@@ -158,7 +158,7 @@ def test_parts_of_a_batch_are_the_batch(objective):
 def test_attacks_record_no_statistics(objective):
     """Only forwards with a graph for the weights count: as many groups as the docstring's training forwards."""
     network, (batch, key) = convolutional(), a_batch()
-    objective(network, batch, key, {})
+    objective(network, batch, key, State())
     forwards = float(network.recorded()[-1]) / 2  # two groups of four
     assert forwards in (1, 2, 3, 4)
     assert forwards == training_forwards(objective)
@@ -189,7 +189,7 @@ def test_an_update_costs_what_it_says(objective):
     found: dict[int, float] = {}  # by the member drawn, where one is
     for update in range(40 if getattr(objective, "join", None) == "sample" else 1):
         with counting() as flops:
-            loss = objective(network, batch, key.at(update), {})
+            loss = objective(network, batch, key.at(update), State())
             torch.autograd.grad(loss.total, list(network.parameters()))
         found[int(loss.counts[SEEN].argmax()) if loss.counts else 0] = sum(flops) / sum(forward)
     if len(found) > 1:
@@ -202,22 +202,22 @@ def test_an_update_costs_what_it_says(objective):
 def test_one_hot_distributions_are_labels(objective):
     network, (batch, key) = convolutional(), a_batch()
     soft = Batch(batch.images, F.one_hot(batch.targets, 3).double(), batch.position, batch.sample)
-    hard, same = objective(network, batch, key, {}), objective(network, soft, key, {})
+    hard, same = objective(network, batch, key, State()), objective(network, soft, key, State())
     assert_close(same.total, hard.total, rtol=1e-6, atol=0)
 
 
 @every
 def test_the_key_alone_decides(objective):
     network, (batch, key) = convolutional(), a_batch()
-    first = objective(network, batch, key, {}).total
+    first = objective(network, batch, key, State()).total
     torch.manual_seed(55)
-    assert torch.equal(objective(network, batch, key, {}).total, first)
+    assert torch.equal(objective(network, batch, key, State()).total, first)
 
 
 @pytest.mark.parametrize("objective", [o for o in OBJECTIVES if isinstance(o, Generalized) and o.join == "sample"])
 def test_counts_are_of_the_member_drawn(objective):
     network, (batch, key) = convolutional(), a_batch()
-    counts = objective(network, batch, key, {}).counts
+    counts = objective(network, batch, key, State()).counts
     assert counts[SEEN].sum() == len(batch)
     assert (counts[SEEN] > 0).sum() == 1
     assert (counts[RIGHT] <= counts[SEEN]).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from robust_train.engines.plain import PlainEngine
+from robust_train.judging import Judge
 from robust_train.nouns import Batch, Place
 from robust_train.objectives.plain import Plain
 from robust_train.settings.execution import Execution
@@ -46,7 +47,7 @@ def broken(folder: Path, missing: int, part: int | None) -> list[float | None]:
     records = Kept()
     torch.manual_seed(0)
     with PlainEngine(run) as engine:
-        train(run, engine, records)  # type: ignore[arg-type]
+        train(run, engine, Judge(run, engine), records)  # type: ignore[arg-type]
     return [line.get("data/broken") for line in records.lines if "lr" in line]
 
 

@@ -16,7 +16,8 @@ from robust_train.engines.deepspeed import DeepSpeedEngine
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.place import place_of_environment
 from robust_train.engines.plain import PlainEngine
-from robust_train.nouns import Place
+from robust_train.judging import Judge, Judged
+from robust_train.nouns import Place, State
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError
@@ -27,7 +28,7 @@ from robust_train.settings.optimiser import Optimiser
 from robust_train.settings.validate import Probe, Validate
 from robust_train.threats.linf import Linf
 from robust_train.train import train
-from tests.toys import Kept, toy_run, trained, weights
+from tests.toys import Kept, gone_back, saved, toy_run, trained, weights
 
 PGD1 = PGD(Linf(0.1), 1, 0.1)
 
@@ -71,7 +72,7 @@ def test_the_gradients_norm_is_that_of_autograd(tmp_path: Path) -> None:
     batch = next(run.batches(Place(), 0)).to("cpu", torch.float64)
     from robust_train.keyed import Key
 
-    loss = run.objective(engine.module, batch, Key(0).at(0).rows(batch.position), {}).total
+    loss = run.objective(engine.module, batch, Key(0).at(0).rows(batch.position), State()).total
     gradients = torch.autograd.grad(loss, list(engine.parameters.values()))
     (line,) = trained(engine)
     assert line["gradient/norm"] == pytest.approx(float(sum(g.square().sum() for g in gradients) ** 0.5), rel=1e-12)
@@ -148,7 +149,9 @@ def validated(folder: Path, scores: list[float], monkeypatch: pytest.MonkeyPatch
     """A run whose validation accuracies are those given."""
     run = toy_run(Plain(), folder, updates=len(scores), validate=Validate(every=1, attack=PGD1), checkpoint=Keep(0, 1))
     engine, left = PlainEngine(run), iter(scores)
-    monkeypatch.setattr(engine, "evaluate", lambda attack, images: {"accuracy/pgd1": next(left), "accuracy/clean": 1.0})
+    monkeypatch.setattr(
+        Judge, "evaluate", lambda judge, attack, images: {"accuracy/pgd1": next(left), "accuracy/clean": 1.0}
+    )
     trained(engine)
     return engine
 
@@ -184,7 +187,7 @@ def test_validation_changes_nothing(tmp_path: Path) -> None:
 def test_validation_accuracy_is_that_of_all_images(tmp_path: Path) -> None:
     engine = PlainEngine(toy_run(Plain(), tmp_path, updates=30, validate=Validate(attack=PGD1, chunk=5)))
     trained(engine)
-    found = engine.evaluate(PGD1, None)
+    found = Judge(engine.run, engine).evaluate(PGD1, None)
     (batch,) = engine.run.data.validation_batches(Place(), 32)
     batch = batch.to("cpu")
     engine.module.eval()
@@ -201,8 +204,8 @@ def probed(folder: Path, accuracies: list[float], monkeypatch: pytest.MonkeyPatc
     probe = Probe(every=1, attack=PGD1)
     run = toy_run(Plain(), folder, updates=len(accuracies), validate=Validate(probe=probe))
     engine, records, left = PlainEngine(run), Kept(), iter(accuracies)
-    monkeypatch.setattr(engine, "_tally", lambda *_: {"accuracy/pgd1": next(left)})
-    train(run, engine, records)  # type: ignore[arg-type]
+    monkeypatch.setattr(Judge, "accuracies", lambda *_: {"accuracy/pgd1": next(left)})
+    train(run, engine, Judge(run, engine), records)  # type: ignore[arg-type]
     return records
 
 
@@ -219,11 +222,11 @@ def test_a_probe_notices_a_collapse_and_says_so(tmp_path: Path, monkeypatch: Any
 
 def test_a_probe_is_remembered_over_a_restart(tmp_path: Path) -> None:
     engine = PlainEngine(toy_run(Plain(), tmp_path))
-    engine.probed = 0.4
-    engine.save(Kept())  # type: ignore[arg-type]
+    judge = Judge(engine.run, engine)
+    judge.judged = Judged(probed=0.4)
+    saved(engine, judge)
     fresh = PlainEngine(toy_run(Plain(), tmp_path))
-    fresh.load(tmp_path / "checkpoints" / "00000000")
-    assert fresh.probed == 0.4
+    assert gone_back(fresh, tmp_path / "checkpoints" / "00000000").judged.probed == 0.4
 
 
 def test_a_probe_without_an_attack_is_refused() -> None:

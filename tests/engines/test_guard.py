@@ -12,6 +12,7 @@ import torch
 from robust_train import job
 from robust_train.engines.engine import Engine, RollBack
 from robust_train.engines.plain import PlainEngine
+from robust_train.judging import Judge
 from robust_train.nouns import Place
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError, NumericsError
@@ -21,7 +22,7 @@ from robust_train.settings.keep import Keep
 from robust_train.train import train
 from tests.engines.faulty import Faulty
 from tests.ranks import on_ranks
-from tests.toys import Kept, toy_run, trained, weights
+from tests.toys import Kept, gone_back, toy_run, trained, weights
 
 AT, UPDATES = 2, 5
 
@@ -52,7 +53,7 @@ def until(engine: Engine, update: int) -> Kept:
     records = Kept()
     plain = engine.run.batches
     object.__setattr__(engine.run, "batches", lambda place, start: _first(plain(place, start), update - start))
-    train(engine.run, engine, records)  # type: ignore[arg-type]
+    train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
     object.__delattr__(engine.run, "batches")
     return records
 
@@ -98,11 +99,11 @@ def test_going_back_ends_with_the_weights_of_a_run_that_leaves_the_update_out(tm
     engine = PlainEngine(faulty_run(tmp_path, "rollback", checkpoint=Keep(1)))
     records = Kept()
     with pytest.raises(RollBack, match="update 2") as fault:
-        train(engine.run, engine, records)  # type: ignore[arg-type]
+        train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
     job.roll_back(engine, records, fault.value)  # type: ignore[arg-type]
     assert (engine.updates, engine.left_out) == (AT, {AT})
     assert "Gone back to update 2; update 2 is left out" in records.said[0]
-    train(engine.run, engine, records)  # type: ignore[arg-type]
+    train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
 
     skipping = PlainEngine(faulty_run(tmp_path / "skipping", "skip"))
     assert trained(skipping) == records.lines
@@ -113,7 +114,7 @@ def test_what_was_left_out_is_left_out_after_a_restart(tmp_path: Path) -> None:
     engine = PlainEngine(faulty_run(tmp_path, "skip", checkpoint=Keep(3)))
     trained(engine)
     fresh = PlainEngine(faulty_run(tmp_path, "skip"))
-    fresh.load(tmp_path / "checkpoints" / "00000003")
+    gone_back(fresh, tmp_path / "checkpoints" / "00000003")
     assert fresh.left_out == {AT}
 
 

@@ -29,7 +29,7 @@ from robust_train.settings.optimiser import Optimiser
 from tests.examples import examples
 from tests.laws.toy_job import UPDATES
 from tests.ranks import on_ranks
-from tests.toys import Kept, toy_run, trained, weights
+from tests.toys import gone_back, saved, toy_run, trained, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -110,7 +110,7 @@ def gone_on(place: Place, folder: Path) -> dict[Any, Any]:
         by, optimiser = path.name.rpartition("-")[::2]
         for layout in LAYOUTS:
             with engine_of(layout, optimiser, Path("read"), place, 6) as engine:
-                engine.load(path / "checkpoints" / "00000003")
+                gone_back(engine, path / "checkpoints" / "00000003")
                 states = {name: deepcopy(engine.optimiser_state(name)) for name in engine.parameters}
                 at_3 = weights(engine), states
                 trained(engine)
@@ -152,12 +152,12 @@ def test_every_layout_reads_what_was_saved_to_the_bit(crossed: Any, optimiser: s
     """Weights, and the optimiser's moments and counters of every parameter."""
     kinds = {"momentum": {"momentum_buffer"}, "adamw": {"exp_avg", "exp_avg_sq", "step"}}[optimiser]
     first: dict[str, Any] = {}
-    for (name, by, _), (saved, states, _) in crossed.items():
+    for (name, by, _), (held, states, _) in crossed.items():
         if name == optimiser:
             assert all(set(state) == kinds for state in states.values())
             assert all(float(state.get("step", 3)) == 3 for state in states.values())
-            like, like_states = first.setdefault(by, (saved, states))
-            for key, value in saved.items():
+            like, like_states = first.setdefault(by, (held, states))
+            for key, value in held.items():
                 assert torch.equal(value, like[key])
             for key, state in states.items():
                 assert all(torch.equal(value, like_states[key][kind]) for kind, value in state.items())
@@ -166,11 +166,10 @@ def test_every_layout_reads_what_was_saved_to_the_bit(crossed: Any, optimiser: s
 def test_going_back_brings_back_everything(tmp_path: Path) -> None:
     """In one process: an engine that is loaded again after more updates does them again to the bit."""
     engine = engine_of("plain", "adamw", tmp_path, Place(), 6)
-    records = Kept()
     trained(engine)
     last, average = weights(engine), {k: v.clone() for k, v in engine.averaged.kept.items()}  # type: ignore[union-attr]
-    engine.save(records)  # type: ignore[arg-type]
+    saved(engine)
     fresh = engine_of("plain", "adamw", tmp_path, Place(), 6)
-    fresh.load(tmp_path / "checkpoints" / "00000006")
+    gone_back(fresh, tmp_path / "checkpoints" / "00000006")
     assert all(torch.equal(value, last[name]) for name, value in weights(fresh).items())
     assert all(torch.equal(value, average[name]) for name, value in fresh.averaged.kept.items())  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from robust_train.keyed import Key
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch
+from robust_train.nouns import Attack, Batch, State
 from robust_train.objectives import distill
 from robust_train.objectives.distill import Distill
 from robust_train.read.errors import CheckpointError, ConfigError
@@ -82,7 +82,7 @@ def plain_kl(said: Tensor, logits: Tensor, heat: float) -> Tensor:
 def test_the_loss_of_two_teachers_is_that_of_the_card(monkeypatch):
     taught_by(monkeypatch, Ensemble([Network(Says(logits), 3) for logits in ((2.0, 0, -1), (0.0, 1, 0))]).double())
     batch = Batch(torch.zeros(2, 1, 1, 1).double(), torch.tensor([0, 0]), torch.arange(2), torch.arange(2))
-    loss = Distill(("t",))(Network(Says((1.0, 1, 0)), 3).double(), batch, Key(0).rows(batch.position), {})
+    loss = Distill(("t",))(Network(Says((1.0, 1, 0)), 3).double(), batch, Key(0).rows(batch.position), State())
     assert_close(loss.metrics["loss/distill"], torch.tensor(0.0294231).double(), rtol=0, atol=1e-7)
     assert_close(loss.metrics["loss/clean"], torch.tensor(0.861995).double(), rtol=0, atol=1e-6)
     assert_close(loss.total, torch.tensor(0.112680).double(), rtol=0, atol=1e-6)
@@ -91,7 +91,7 @@ def test_the_loss_of_two_teachers_is_that_of_the_card(monkeypatch):
 def test_a_student_that_says_the_mean_has_no_distance_from_it(monkeypatch):
     taught_by(monkeypatch, Ensemble([Network(Says(logits), 3) for logits in ((2.0, 0, -1), (0.0, 1, 0))]).double())
     batch = Batch(torch.zeros(1, 1, 1, 1).double(), torch.tensor([0]), torch.arange(1), torch.arange(1))
-    loss = Distill(("t",), alpha=1.0)(Network(Says((1.0, 0.5, -0.5)), 3).double(), batch, Key(0), {})
+    loss = Distill(("t",), alpha=1.0)(Network(Says((1.0, 0.5, -0.5)), 3).double(), batch, Key(0), State())
     assert abs(loss.total.item()) < 1e-12
 
 
@@ -102,7 +102,7 @@ def test_of_probabilities_the_softened_answers_are_averaged(monkeypatch):
     )
     batch = Batch(torch.zeros(1, 1, 1, 1).double(), torch.tensor([0]), torch.arange(1), torch.arange(1))
     said = torch.tensor([[1.0, 1, 0]]).double()
-    loss = Distill(("t",), 2.0, 1.0)(Network(Says((1.0, 1, 0)), 3).double(), batch, Key(0), {})
+    loss = Distill(("t",), 2.0, 1.0)(Network(Says((1.0, 1, 0)), 3).double(), batch, Key(0), State())
     p = (logits / 2).softmax(1).mean(0, keepdim=True)
     assert_close(loss.total, 4 * F.kl_div((said / 2).log_softmax(1), p, reduction="batchmean"))
 
@@ -114,7 +114,7 @@ def test_the_gradient_is_the_formulas(monkeypatch):
     heat, alpha = 3.0, 0.7
     seen: list[Tensor] = []
     network.model.register_forward_hook(lambda module, inputs, output: (output.retain_grad(), seen.append(output))[1])
-    Distill(("t",), heat, alpha)(network, batch, key, {}).total.backward()
+    Distill(("t",), heat, alpha)(network, batch, key, State()).total.backward()
     logits = seen[0]
     p, q = (ensemble(batch.images) / heat).softmax(1), (logits / heat).softmax(1)
     hard = logits.softmax(1) - F.one_hot(batch.targets, 3)
@@ -127,7 +127,7 @@ def test_ard_learns_the_soft_answers_on_attacked_images_and_labels_on_clean_ones
     ensemble, network, (batch, key), attack = linear_teachers(), student(), some_batch(), Shift()
     taught_by(monkeypatch, ensemble)
     objective = Distill(("t",), 5.0, alpha, attack=attack)
-    found = objective(network, batch, key, {}).total
+    found = objective(network, batch, key, State()).total
     soft = 25 * plain_kl(ensemble(batch.images), network(batch.images + 0.1), 5.0)
     assert_close(found, alpha * soft + (1 - alpha) * F.cross_entropy(network(batch.images), batch.targets))
     assert attack.asked == [None], "the attack raises the label's loss, as attacks do"
@@ -137,7 +137,7 @@ def test_ard_learns_the_soft_answers_on_attacked_images_and_labels_on_clean_ones
 def test_rslad_learns_soft_answers_of_both_and_attacks_the_distance_from_them(monkeypatch):
     ensemble, network, (batch, key), attack = linear_teachers(), student(), some_batch(), Shift()
     taught_by(monkeypatch, ensemble)
-    found = Distill(("t",), 1.0, 1.0, attack=attack, beta=5 / 6, raises="teacher")(network, batch, key, {}).total
+    found = Distill(("t",), 1.0, 1.0, attack=attack, beta=5 / 6, raises="teacher")(network, batch, key, State()).total
     said, clean, attacked = ensemble(batch.images), network(batch.images), network(batch.images + 0.1)
     assert_close(found, plain_kl(said, attacked, 1.0) * 5 / 6 + plain_kl(said, clean, 1.0) / 6)
     rows = torch.arange(len(batch)).flip(0)
@@ -151,7 +151,7 @@ def test_rslad_learns_soft_answers_of_both_and_attacks_the_distance_from_them(mo
 def test_teachers_that_see_attacked_images_say_what_they_are(monkeypatch):
     ensemble, network, (batch, key) = linear_teachers(), student(), some_batch()
     taught_by(monkeypatch, ensemble)
-    found = Distill(("t",), 2.0, 1.0, attack=Shift(), teacher_sees="attacked")(network, batch, key, {}).total
+    found = Distill(("t",), 2.0, 1.0, attack=Shift(), teacher_sees="attacked")(network, batch, key, State()).total
     assert_close(found, 4 * plain_kl(ensemble(batch.images + 0.1), network(batch.images + 0.1), 2.0))
 
 
@@ -162,7 +162,7 @@ def test_each_teacher_runs_as_often_as_the_cost_says(monkeypatch, draws, attack)
     taught_by(monkeypatch, Ensemble([Network(model, 3) for model in models]).double())
     batch, key = some_batch()
     objective = Distill(("a", "b"), draws=draws, attack=attack, beta=0.5 if attack else 1.0)
-    objective(student(), batch, key, {})
+    objective(student(), batch, key, State())
     assert [model.calls for model in models] == [draws, draws]
     assert objective.cost() == 2 * draws + (3 if attack is None else 4 + 6)
 
@@ -197,7 +197,7 @@ def test_teachers_are_read_once_and_run_in_the_precision_asked_for(tmp_path: Pat
     batch = Batch(torch.rand(2, 1, 8, 8), rows, rows, rows)
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
     for precision in ("bf16", "fp32"):
-        Distill(paths, teacher_precision=precision)(network, batch, Key(0).rows(rows), {})
+        Distill(paths, teacher_precision=precision)(network, batch, Key(0).rows(rows), State())
         assert first.precision == precision
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_teach_is_refused_with_the_remedy(tmp_path: Path):
     rows = torch.arange(2)
     narrow = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 3)
     with pytest.raises(ConfigError, match="5 classes, the student with 3"):
-        Distill(mixed[:1])(narrow, Batch(torch.rand(2, 1, 8, 8), rows, rows, rows), Key(0), {})
+        Distill(mixed[:1])(narrow, Batch(torch.rand(2, 1, 8, 8), rows, rows, rows), Key(0), State())
     for wrong, said in (
         ({"teachers": ()}, "teachers is empty"),
         ({"draws": 0}, "at least 1"),

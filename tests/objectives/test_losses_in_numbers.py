@@ -17,7 +17,7 @@ from robust_train.data.mix import Mix
 from robust_train.keyed import Key
 from robust_train.losses import cross_entropy, kl
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch, Raising
+from robust_train.nouns import Attack, Batch, Raising, State
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.objectives.madry import Madry
@@ -76,7 +76,7 @@ def some_batch(size: int = 8) -> tuple[Batch, Key]:
 def test_trades_is_the_sum_of_the_paper(clean, attacked, ce, divergence, total):
     """CE(f(x), y) + 6 KL(p || q) of the card's logits."""
     batch, key = batch_of(torch.tensor([[[clean]]]).double(), torch.tensor([0]))
-    loss = Trades(To((attacked,)), 6.0)(identity(len(clean)), batch, key, {})
+    loss = Trades(To((attacked,)), 6.0)(identity(len(clean)), batch, key, State())
     assert_close(loss.metrics["loss/clean"], torch.tensor(ce).double(), rtol=0, atol=1e-6)
     assert_close(loss.metrics["loss/kl"], torch.tensor(divergence).double(), rtol=0, atol=1e-6)
     assert_close(loss.total, torch.tensor(total).double(), rtol=0, atol=2e-6)
@@ -87,12 +87,12 @@ def test_the_gradient_of_trades_flows_into_both_answers():
     network, (batch, key) = curved(), some_batch()
     moved = To(tuple(map(tuple, (batch.images + 0.1 * torch.randn_like(batch.images)).clamp(0, 1).flatten(1).tolist())))
     weight = network.model[1].weight
-    slope = torch.autograd.grad(Trades(moved, 6.0)(network, batch, key, {}).total, weight)[0][0, 0]
+    slope = torch.autograd.grad(Trades(moved, 6.0)(network, batch, key, State()).total, weight)[0][0, 0]
     values = []
     for step in (1e-5, -1e-5):
         with torch.no_grad():
             weight[0, 0] += step
-            values.append(Trades(moved, 6.0)(network, batch, key, {}).total)
+            values.append(Trades(moved, 6.0)(network, batch, key, State()).total)
             weight[0, 0] -= step
     assert_close(slope, (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-9)
 
@@ -103,7 +103,7 @@ def test_trades_attacks_the_divergence_from_the_answer_in_the_attack():
     with torch.no_grad():
         reference = network(batch.images)
     wanted = pgd(network, batch.images, batch.targets, key.of("attack"), Raising(kl, reference))
-    loss = Trades(pgd, 2.0)(network, batch, key, {})
+    loss = Trades(pgd, 2.0)(network, batch, key, State())
     assert_close(loss.metrics["loss/kl"], kl(network(wanted), network(batch.images)).mean())
 
 
@@ -116,7 +116,7 @@ def test_terms_of_no_weight_leave_clean_training(drop):
         (Trades(pgd, 0.0), key.of("drops")),
         (PyramidTraining(pgd, weight=0.0), key.of("attack").of("drops")),
     ):
-        loss = objective(network, batch, key, {}).total
+        loss = objective(network, batch, key, State()).total
         with network.drops(drops):
             plain = cross_entropy(network(batch.images), batch.targets).mean()
         gradients = [torch.autograd.grad(value, network.model[1].weight)[0] for value in (loss, plain)]
@@ -126,14 +126,14 @@ def test_terms_of_no_weight_leave_clean_training(drop):
 
 def test_without_a_move_the_divergence_is_zero_under_the_same_masks():
     network, (batch, key) = curved(0.5), some_batch()
-    loss = Trades(PGD(Linf(0.0), 2, 0.1, "noise"), 6.0)(network, batch, key, {})
+    loss = Trades(PGD(Linf(0.0), 2, 0.1, "noise"), 6.0)(network, batch, key, State())
     assert_close(loss.metrics["loss/kl"], torch.tensor(0.0).double())
 
 
 def test_a_radius_of_zero_makes_adversarial_training_plain_training():
     network, (batch, key) = curved(0.5), some_batch()
-    madry = Madry(PGD(Linf(0.0), 3, 0.1), 0.1)(network, batch, key, {}).total
-    assert torch.equal(madry, Plain(0.1)(network, batch, key, {}).total)
+    madry = Madry(PGD(Linf(0.0), 3, 0.1), 0.1)(network, batch, key, State()).total
+    assert torch.equal(madry, Plain(0.1)(network, batch, key, State()).total)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
@@ -141,7 +141,7 @@ def test_pyramid_training_adds_the_losses_of_matched_masks(name):
     """Nothing moved: twice the clean loss; sigmoid: the sum over classes of yes-or-no losses."""
     network, (batch, key) = curved(0.5), some_batch()
     still = PGD(Pyramid(0.0, (2, 1), (10.0, 1.0)), 1, 0.0, "zero", targets="random", drops="frozen")
-    loss = PyramidTraining(still, name, weight=3.0)(network, batch, key, {})
+    loss = PyramidTraining(still, name, weight=3.0)(network, batch, key, State())
     with network.drops(key.of("attack").of("drops")):
         logits = network(batch.images)
     if name == "softmax":
@@ -157,7 +157,7 @@ def test_a_frozen_attack_meets_the_masks_of_the_training_forwards():
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].detach(), output.detach())))
     pgd = PGD(Linf(0.1), 1, 0.0, "zero", targets="random", drops="frozen")
-    PyramidTraining(pgd)(network, batch, key, {})
+    PyramidTraining(pgd)(network, batch, key, State())
     answers = [output for images, output in seen if torch.equal(images, batch.images)]
     assert len(answers) == 3  # attack, clean, attacked (which did not move)
     assert torch.equal(answers[0], answers[1])
@@ -173,7 +173,7 @@ def test_mixed_targets_give_the_mixed_loss():
 def test_without_mixing_interpolated_training_is_half_clean_and_half_attacked():
     network, (batch, key) = curved(), some_batch()
     pgd = PGD(Linf(0.1), 3, 0.05)
-    loss = Interpolated(pgd, alpha=0.0, group=4)(network, batch, key, {}).total
+    loss = Interpolated(pgd, alpha=0.0, group=4)(network, batch, key, State()).total
     adversarial = pgd(network, batch.images, batch.targets, key.of("attack"))
     clean, robust = (cross_entropy(network(images), batch.targets).mean() for images in (batch.images, adversarial))
     assert_close(loss, (clean + robust) / 2)
@@ -184,7 +184,7 @@ def test_interpolated_training_mixes_each_half_with_itself(layers, layer):
     """The definition, with each half's own lam and partners; the attack has seen unmixed images."""
     network, (batch, key) = curved(), some_batch()
     pgd = PGD(Linf(0.1), 3, 0.05)
-    loss = Interpolated(pgd, 1.0, 4, layers)(network, batch, key, {})
+    loss = Interpolated(pgd, 1.0, 4, layers)(network, batch, key, State())
     images = {"clean": batch.images, "robust": pgd(network, batch.images, batch.targets, key.of("attack"))}
     lams = []
     for half, x in images.items():
@@ -223,7 +223,7 @@ def logits_of(loss: float) -> tuple[float, float]:
 def test_losses_are_joined_as_their_names_say(join, total):
     attacks = tuple(To(tuple(logits_of(float(loss)) for loss in column)) for column in LOSSES.T)
     batch, key = batch_of(torch.zeros(2, 1, 1, 2).double(), torch.zeros(2).long())
-    loss = Generalized(attacks, join)(identity(2), batch, key, {})
+    loss = Generalized(attacks, join)(identity(2), batch, key, State())
     assert_close(loss.total, torch.tensor(total).double())
 
 
@@ -234,7 +234,7 @@ BALLS = tuple(
 
 def test_the_maximum_is_at_least_the_average_and_is_training_on_the_worst():
     network, (batch, key) = curved(), some_batch()
-    average, maximum = (Generalized(BALLS, join)(network, batch, key, {}).total for join in ("average", "maximum"))
+    average, maximum = (Generalized(BALLS, join)(network, batch, key, State()).total for join in ("average", "maximum"))
     assert maximum >= average - 1e-12
     worst = WorstOf(BALLS, "loss")(network, batch.images, batch.targets, key.of("attack").at(0))
     assert_close(maximum, cross_entropy(network(worst), batch.targets).mean())
@@ -243,8 +243,8 @@ def test_the_maximum_is_at_least_the_average_and_is_training_on_the_worst():
 def test_msd_trains_on_the_steepest_descent_of_its_balls():
     network, (batch, key) = curved(), some_batch()
     msd = MSD(tuple(pgd.threat for pgd in BALLS), 3, tuple(pgd.step_size for pgd in BALLS))
-    found = Generalized(BALLS, "msd")(network, batch, key, {})
-    assert torch.equal(found.total, Madry(msd)(network, batch, key, {}).total)
+    found = Generalized(BALLS, "msd")(network, batch, key, State())
+    assert torch.equal(found.total, Madry(msd)(network, batch, key, State()).total)
 
 
 def test_weights_are_one_more_member_of_the_set():
@@ -257,7 +257,7 @@ def test_weights_are_one_more_member_of_the_set():
         ("average", torch.stack([*images, moved]).mean()),
         ("maximum", torch.stack([*images, moved]).amax(0).mean()),
     ):
-        loss = Generalized(BALLS, join, weights)(network, batch, key, {})
+        loss = Generalized(BALLS, join, weights)(network, batch, key, State())
         assert_close(loss.total, wanted)
     assert Generalized(BALLS, "average", weights).names == ("linf", "l2", "l1", "weights")
     assert Generalized((BALLS[0], BALLS[0]), "average").names == ("linf1", "linf2")
@@ -266,11 +266,11 @@ def test_weights_are_one_more_member_of_the_set():
 def test_members_are_sampled_in_proportion_to_their_failures():
     """Running accuracies 0.9 and 0.6: probabilities 0.2 and 0.8; equal until both were seen, and where none fails."""
     objective = Generalized(BALLS[:2], "sample")
-    state = {SEEN: torch.tensor([100.0, 50.0]), RIGHT: torch.tensor([90.0, 30.0])}
+    state = State({SEEN: torch.tensor([100.0, 50.0]), RIGHT: torch.tensor([90.0, 30.0])})
     assert objective.probabilities(state) == pytest.approx([0.2, 0.8])
-    assert objective.probabilities({}) == [0.5, 0.5]
-    assert objective.probabilities({SEEN: torch.tensor([9.0, 0.0]), RIGHT: torch.zeros(2)}) == [0.5, 0.5]
-    assert objective.probabilities({SEEN: torch.ones(2), RIGHT: torch.ones(2)}) == [0.5, 0.5]
+    assert objective.probabilities(State()) == [0.5, 0.5]
+    assert objective.probabilities(State({SEEN: torch.tensor([9.0, 0.0]), RIGHT: torch.zeros(2)})) == [0.5, 0.5]
+    assert objective.probabilities(State({SEEN: torch.ones(2), RIGHT: torch.ones(2)})) == [0.5, 0.5]
     key = Key(0).rows(torch.arange(4))
     drawn = [objective._draw(key.at(update), state) for update in range(500)]
     assert abs(sum(drawn) / 500 - 0.8) < 4 * (0.16 / 500) ** 0.5
