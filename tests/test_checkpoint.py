@@ -58,20 +58,20 @@ def test_an_altered_file_is_noticed(engine: Engine, folder: Path, name: str) -> 
     content[-3] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name} is not the file that was saved.*older checkpoint"):
-        again(engine.run).load(folder)
+        gone_back(again(engine.run), folder)
 
 
 def test_a_missing_file_is_noticed(engine: Engine, folder: Path) -> None:
     (folder / "optimiser-00000.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks optimiser-00000\.safetensors"):
-        again(engine.run).load(folder)
+        gone_back(again(engine.run), folder)
 
 
 def test_a_truncated_manifest_is_noticed(engine: Engine, folder: Path) -> None:
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text()[:40])
     with pytest.raises(CheckpointError, match="altered or cut short"):
-        again(engine.run).load(folder)
+        gone_back(again(engine.run), folder)
 
 
 def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ def test_a_skipped_update_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_going_back_ends_with_the_weights_of_a_run_that_leaves_the_update_out(tmp_path: Path) -> None:
     engine = PlainEngine(faulty_run(tmp_path, "rollback", checkpoint=Keep(1)))
-    records = Kept()
+    records, judge = Kept(), Judge(engine.run, engine)
     with pytest.raises(RollBack, match="update 2") as fault:
-        train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
-    job.roll_back(engine, records, fault.value)  # type: ignore[arg-type]
+        train(engine.run, engine, judge, records)  # type: ignore[arg-type]
+    job.roll_back(engine.run, engine, judge, records, fault.value)  # type: ignore[arg-type]
     assert (engine.updates, engine.left_out) == (AT, {AT})
     assert "Gone back to update 2; update 2 is left out" in records.said[0]
-    train(engine.run, engine, Judge(engine.run, engine), records)  # type: ignore[arg-type]
+    train(engine.run, engine, judge, records)  # type: ignore[arg-type]
 
     skipping = PlainEngine(faulty_run(tmp_path / "skipping", "skip"))
     assert trained(skipping) == records.lines
@@ -123,7 +123,7 @@ def test_going_back_without_a_checkpoint_says_what_to_do(tmp_path: Path) -> None
     with pytest.raises(RollBack) as fault:
         trained(engine)
     with pytest.raises(ConfigError, match=r"no checkpoint to go back to: set checkpoint\.every"):
-        job.roll_back(engine, Kept(), fault.value)  # type: ignore[arg-type]
+        job.roll_back(engine.run, engine, Judge(engine.run, engine), Kept(), fault.value)  # type: ignore[arg-type]
 
 
 def test_too_many_bad_updates_stop_the_run_all_the_same(tmp_path: Path) -> None:
