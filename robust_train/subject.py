@@ -11,7 +11,7 @@ from robust_train import checkpoint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
 from robust_train.evaluate.shifts import Shifts, preprocessing
-from robust_train.keyed.noise import Mode
+from robust_train.keyed.mode import Noisy
 from robust_train.loading import load, of_timm, run_of, validation_of
 from robust_train.models.blueprint import Recipe
 from robust_train.models.ensemble import Ensemble
@@ -37,7 +37,7 @@ class Subject:
     averaged: bool = True  # the averaged weights, where the run kept them
     data: str | None = None  # shards; None: the run's validation images
     listed: str | None = None  # file of image names, one a line: those alone
-    noise: Mode = "drawn"  # of the network itself: as in training; fixed: one draw for all images; off
+    noise: Noisy = "drawn"  # of the network itself: as in training; fixed: one draw for all images; off
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.model is None):
@@ -60,7 +60,7 @@ class Subject:
         recipe = self.recipe
         return (3, self.size, self.size) if recipe is None else recipe.shape
 
-    def noise_of(self, network: Network | Ensemble) -> Mode | None:
+    def noise_of(self, network: Network | Ensemble) -> Noisy | None:
         """How the noise of its network is treated; None where it has none."""
         return self.noise if self.noise != "drawn" or draws(network, self.shape) else None
 

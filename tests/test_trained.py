@@ -180,10 +180,10 @@ def test_a_recipe_builds_the_network_that_it_is_of(blueprint, tmp_path):
     put(tmp_path / "kept", recipe, made.model.state_dict(), {})
     assert recipe_of(tmp_path / "kept") == recipe == parse(Recipe, load_tree(dump(recipe)))
     again = network_of(tmp_path / "kept")
-    made.precision = "fp32"
+    made.settle(precision="fp32")
     assert torch.equal(again.mean.expand(3, 1, 1), made.mean.expand(3, 1, 1))
     assert torch.equal(again.std.expand(3, 1, 1), made.std.expand(3, 1, 1))
-    assert (again.stages, again.norms.group, again.channels_last) == (made.stages, 2, made.channels_last)
+    assert (again.stages, again.group, again.channels_last) == (made.stages, 2, made.channels_last)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad(), made.noise(mode="off"), again.noise(mode="off"):
         assert torch.equal(again(images), made(images))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust_train.keyed import Key
 
@@ -71,6 +71,16 @@ def undropped(network: Any) -> Iterator[None]:
     """No dropout and no stochastic depth for a whole attack; the network's noise as it is."""
     with network.drops(None) if hasattr(network, "drops") else nullcontext():
         yield
+
+
+def noised(network: Any, key: Key) -> AbstractContextManager[None]:
+    """For a stage of an attack that some images leave early: its noise by a key of its own, whatever came before."""
+    return network.noise(key) if hasattr(network, "noise") else nullcontext()
+
+
+def some(network: Any, rows: Tensor) -> AbstractContextManager[None]:
+    """For forwards of some of the attacked images: their masks and noise, by their rows [b] among all."""
+    return network.mode(rows=rows) if hasattr(network, "mode") else nullcontext()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robust_train.attacks.attacked import noised, some
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide, wrong_classes
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of, margin
@@ -53,6 +54,7 @@ class _Hinged(NearestAttack):
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """Of all iterates that fool, for each image that of the smallest score; `targeted`: that land on its class."""
         labels = labels_of(targets)
+        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         with measuring(network, key):
             with torch.no_grad():
                 logits = network(images)
@@ -60,9 +62,10 @@ class _Hinged(NearestAttack):
             search = _Search(network, self, images, labels, goals, within)
             search.fallen = correct(logits, labels) == 0
             for number in range(self.searches):
-                if not search.run(last=number == self.searches - 1 >= 9):
-                    break
-            return measured(self.threat, network, images, targets, search.points)
+                with noised(network, key.of("search").at(number)):
+                    if not search.run(last=number == self.searches - 1 >= 9):
+                        break
+            return measured(self.threat, network, images, targets, search.points, key)
 
 
 @attacks.register("carlini-wagner")
@@ -202,7 +205,7 @@ class _Search:
 
     def _sight(self, rows: Tensor) -> _Sight:
         goals = None if self.goals is None else self.goals[rows]
-        return _Sight(self.network, self.labels[rows], goals, self.attack.confidence)
+        return _Sight(self.network, rows, self.labels[rows], goals, self.attack.confidence)
 
 
 @dataclass(frozen=True)
@@ -210,13 +213,14 @@ class _Sight:
     """What is seen of the network at some points: the hinge's argument g, its gradient, and who is fooled."""
 
     network: Any
+    rows: Tensor  # [b] of the points, among the attacked images
     labels: Tensor
     goals: Tensor | None
     confidence: float
 
     def __call__(self, points: Tensor, gradient: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """(g [b], its gradient [b, ...] or zeros, fooled [b])."""
-        with torch.set_grad_enabled(gradient):
+        with torch.set_grad_enabled(gradient), some(self.network, self.rows):
             points = points.detach().requires_grad_(gradient)
             logits = full(self.network(points))
             gap = margin(logits, self.labels) if self.goals is None else -margin(logits, self.goals)

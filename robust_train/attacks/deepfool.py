@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_train.attacks.attacked import some
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of
@@ -61,10 +62,12 @@ class DeepFool(NearestAttack):
         points, total = images.clone(), torch.zeros_like(images)
         rows = torch.arange(len(images), device=images.device)
         others: Tensor | None = None
+        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         with measuring(network, key):
             for _ in range(self.steps):
                 point = points[rows].detach().requires_grad_()
-                logits = full(network(point))
+                with some(network, rows):
+                    logits = full(network(point))
                 if others is None:
                     others = _rivals(logits.detach(), labels, self.candidates)
                 standing = (correct(logits, labels[rows]) == 1).nonzero().flatten()
@@ -74,7 +77,7 @@ class DeepFool(NearestAttack):
                 rows, move = rows[standing], move[standing]
                 total[rows] += move
                 points[rows] = self.threat.apply(images[rows], (1 + self.overshoot) * total[rows])
-            return measured(self.threat, network, images, targets, points)
+            return measured(self.threat, network, images, targets, points, key)
 
     def _onto_nearest_face(self, point: Tensor, logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
         """[b, ...] the shortest move that makes some candidate's logit the label's, were the network linear."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_train.attacks.attacked import some
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide
 from robust_train.keyed import Key, normal, uniform
 from robust_train.losses import correct
@@ -77,7 +78,8 @@ class HopSkipJump(NearestAttack):
         with measuring(network, key), torch.no_grad():
 
             def fools(at: Tensor, rows: Tensor) -> Tensor:
-                return correct(network(at), targets[rows]) == 0
+                with some(network, rows):
+                    return correct(network(at), targets[rows]) == 0
 
             rows, walking = self._started(images, key, fools)
             wrong = fools(images, torch.arange(len(images), device=images.device))
@@ -100,7 +102,7 @@ class HopSkipJump(NearestAttack):
                 slipped = distance.isfinite() & ~fools(points, every)
                 farther = (points + share * (points - images)).clamp(0, 1)
                 points = torch.where(wide(slipped, points), farther, points)
-            return measured(self.threat, network, images, targets, points)
+            return measured(self.threat, network, images, targets, points, key)
 
     def _started(self, images: Tensor, key: Key, fools: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The images that a uniform image fools [b], and the first such of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robust_train.attacks.attacked import noised
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wrong_classes
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, full, labels_of
@@ -62,6 +64,7 @@ class LBFGS(NearestAttack):
         """The nearest points that land on their class, or on the nearest class of those tried."""
         labels = labels_of(targets)
         points, near = images.clone(), -1.0 if within is None else within
+        key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         with measuring(network, key):
             precise = _precise(network)  # held as the network is: frozen, without dropout
             with torch.no_grad():
@@ -69,14 +72,16 @@ class LBFGS(NearestAttack):
             goals = self._goals(key, logits, labels)
             for row in (correct(logits, labels) == 1).nonzero().flatten().tolist():
                 nearest = torch.inf
+                own = key[row : row + 1].of("image")
                 for goal in goals[row].split(1):
                     solver = _Solver(network, precise, images[row : row + 1], goal, self.steps)
-                    solver.search(self.bisections, near, nearest)
+                    with noised(network, own), nullcontext() if precise is network else noised(precise, own):
+                        solver.search(self.bisections, near, nearest)
                     if solver.distance < nearest:
                         nearest, points[row] = solver.distance, solver.point[0]
                     if nearest <= near:
                         break
-            return measured(self.threat, network, images, targets, points)
+            return measured(self.threat, network, images, targets, points, key)
 
     def _goals(self, key: Key, logits: Tensor, labels: Tensor) -> Tensor:
         """[B, goals] the classes to land on."""

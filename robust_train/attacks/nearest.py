@@ -67,9 +67,9 @@ def measuring(network: Any, key: Key | None = None) -> Iterator[None]:
         yield
 
 
-def measured(threat: Ball, network: Any, images: Tensor, targets: Tensor, points: Tensor) -> Nearest:
+def measured(threat: Ball, network: Any, images: Tensor, targets: Tensor, points: Tensor, key: Key) -> Nearest:
     """What some points are worth by a fresh forward: those that do not fool become the image, at distance inf."""
-    with measuring(network), torch.no_grad():
+    with measuring(network, key.of("measured")), torch.no_grad():
         fooled = correct(network(points), targets) == 0
     points = torch.where(wide(fooled, points), points, images)
     return Nearest(points, threat.distance(images, points).masked_fill(~fooled, torch.inf))

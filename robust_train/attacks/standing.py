@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -163,12 +163,5 @@ def wide(rows: Tensor, like: Tensor) -> Tensor:
 @contextmanager
 def exactly(network: Any) -> Iterator[None]:
     """Float32 forwards for a while, where the network attacks in less."""
-    before = getattr(network, "precision", None)
-    if before is None:
+    with network.mode(precision="fp32") if hasattr(network, "mode") else nullcontext():
         yield
-        return
-    network.precision = "fp32"
-    try:
-        yield
-    finally:
-        network.precision = before

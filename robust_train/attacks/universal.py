@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_train.attacks.attacked import some
 from robust_train.attacks.deepfool import DeepFool
 from robust_train.attacks.nearest import measuring
 from robust_train.attacks.sight import refuse
@@ -94,7 +95,9 @@ class UAP(Attack):
                 drawn = uniform(key.of("order").at(turn), (len(images), 1), images.device)
                 for row in drawn.flatten().argsort(stable=True).split(1):
                     point, label = self.threat.apply(images[row], v), classes[row]
-                    if _classes(network, point) == label:
+                    with some(network, row):
+                        right = bool(_classes(network, point) == label)
+                    if right:
                         found = deepfool.nearest(network, point, label, key[row])
                         v = self._inside(v + (found.points - point)[0])
                 fooled = _classes(network, self.threat.apply(images, v)) != classes

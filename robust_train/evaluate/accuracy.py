@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust_train.keyed import Key
 from robust_train.losses import correct
-from robust_train.models.network import Network
+from robust_train.models.network import Network, flagged
 from robust_train.nouns import Attack, Batch, Scale
 from robust_train.read.errors import ConfigError
 
@@ -59,18 +59,12 @@ def judged(network: Any, key: Key | None = None) -> Iterator[None]:
     if not isinstance(network, torch.nn.Module):
         yield
         return
-    modes = {module: module.training for module in network.modules()}
-    ours = [module for module in network.modules() if isinstance(module, Network)]  # several in an ensemble
-    before = [(one.precision, one.norms.use, one.norms.record) for one in ours]
-    network.eval()
-    for one in ours:
-        one.precision = "fp32"
     noise = getattr(network, "noise", None)
-    try:
-        with nullcontext() if key is None or noise is None else noise(key):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for one, (precision, use, record) in zip(ours, before, strict=True):
-            one.precision, one.norms.use, one.norms.record = precision, use, record
+    with ExitStack() as stack:
+        for module in network.modules():  # several in an ensemble, or one inside a module that is not ours
+            if isinstance(module, Network):
+                stack.enter_context(module.judged())
+        stack.enter_context(flagged(network, False))
+        if key is not None and noise is not None:
+            stack.enter_context(noise(key))
+        yield

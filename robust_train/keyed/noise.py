@@ -7,74 +7,14 @@ and the image's row. It is drawn in training and in evaluation: such noise is pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust_train.keyed.key import Key
+from robust_train.keyed.mode import Held
 from robust_train.keyed.philox import LOW, philox
 
-Mode = Literal["drawn", "fixed", "off"]
 BLOCK = 2**16  # counters drawn at once: what of them is held fits a core's cache
-
-
-@dataclass(eq=False)
-class Noise:
-    """What the noisy modules of one network draw from at the moment; shared by all of them.
-
-        with noise.using(key): ...               forward number n draws from key.at(n): each forward other noise
-        with noise.using(key, exact=True): ...   every forward draws from `key`: matched noise
-        with noise.switched("off"): ...          none; "fixed": one draw an image row, whatever key there is
-
-    Without a key the forwards of a process draw from one stream, one after the other.
-    """
-
-    mode: Mode = "drawn"
-    key: Key = field(default_factory=lambda: Key(0))  # of the forwards to come
-    exact: bool = False  # whether they all draw from `key` itself
-    forwards: int = 0  # since the key was named
-    fixed: Key = field(default_factory=lambda: Key(0).of("fixed"))  # of all forwards where noise is fixed
-    words: Tensor | None = None  # [2] int64: Philox's key words of this forward, never ints: a compiled network
-
-    @contextmanager
-    def using(self, key: Key, exact: bool = False) -> Iterator[None]:
-        """Draw from `key` and its rows. What was used before comes back afterwards."""
-        with self._as(key=key, exact=exact, forwards=0):
-            yield
-
-    @contextmanager
-    def switched(self, mode: Mode) -> Iterator[None]:
-        """Noise drawn, fixed or off for a while."""
-        with self._as(mode=mode):
-            yield
-
-    @contextmanager
-    def _as(self, **fields: object) -> Iterator[None]:
-        before = {name: getattr(self, name) for name in ("mode", "key", "exact", "forwards", "words")}
-        vars(self).update(fields)
-        try:
-            yield
-        finally:
-            if "key" not in fields:
-                before |= {"forwards": self.forwards}
-            vars(self).update(before)
-
-    def begin(self) -> None:
-        """A forward begins."""
-        key = self.key if self.exact else self.key.at(self.forwards)
-        if self.mode == "fixed":
-            key = self.fixed
-        self.words = torch.tensor(key.words, dtype=torch.int64)
-        self.forwards += 1
-
-    def rows(self, count: int, device: torch.device) -> Tensor:
-        """[count] int64: the rows of the images of this forward; 0, 1, ... where the key names none, or others."""
-        row = self.key.row
-        return torch.arange(count, device=device) if row is None or len(row) != count else row.to(device)
 
 
 class KeyedNoise(nn.Module):
@@ -82,17 +22,22 @@ class KeyedNoise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.source = Noise()  # the network's, once it is inside one
+        self.held = Held()  # the network's, once it is inside one
         self.stream = 0
 
     def forward(self, like: Tensor) -> Tensor | None:
-        """Noise of the shape, type and device of `like` [B, ...], without a graph."""
-        if self.source.mode == "off":
+        """Noise of the shape, type and device of `like` [B, ...], without a graph.
+
+        like [n B, ...]: where a layer cuts each image into n windows, they share what is drawn for its row.
+        """
+        mode = self.held.now
+        if mode.noisy == "off":
             return None
-        if self.source.words is None:
-            self.source.begin()
-        words = self.source.words.to(like.device, non_blocking=True)  # type: ignore[union-attr]
-        return standard_normal((words[0], words[1]), self.source.rows(len(like), like.device), like, self.stream)
+        drawn = mode.drawn or mode.of_forward(len(like), like.device).drawn  # outside a network: a forward of its own
+        assert drawn is not None
+        words, row = drawn.words.to(like.device), drawn.rows(len(like), mode.images, like.device, "noise")
+        whole = like if len(row) == len(like) else like.unflatten(0, (len(row), -1))
+        return standard_normal((words[0], words[1]), row, whole, self.stream).reshape(like.shape)
 
 
 def standard_normal(key: tuple[Tensor, Tensor], row: Tensor, like: Tensor, stream: int) -> Tensor:
@@ -118,11 +63,11 @@ def standard_normal(key: tuple[Tensor, Tensor], row: Tensor, like: Tensor, strea
     return out.flatten(1)[:, :count].reshape(like.shape).to(like.dtype)
 
 
-def connect(model: nn.Module, source: Noise) -> list[str]:
-    """Let every noisy module of `model` draw from `source`, each its own stream; their names."""
+def connect(model: nn.Module, held: Held) -> list[str]:
+    """Let every noisy module of `model` draw from the mode in `held`, each its own stream; their names."""
     names: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, KeyedNoise):
-            module.source, module.stream = source, len(names)
+            module.held, module.stream = held, len(names)
             names.append(name)
     return names

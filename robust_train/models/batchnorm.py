@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robust_train.keyed.mode import Held
 from robust_train.read.errors import ConfigError
 
 KNOWN = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNormAct2d", "SyncBatchNormAct")
 """Classes whose forward is batch normalisation and, in timm's, what they carry as `drop` and `act` after it."""
 FROZEN = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
 """Classes with running statistics that nothing moves: they see every image alone."""
-
-
-@dataclass
-class Norms:
-    """How every GroupedBatchNorm of one network normalises at the moment; shared by all of them."""
-
-    group: int  # consecutive positions that share statistics (a paper's per-device batch)
-    use: Literal["group", "running"] = "group"
-    record: bool = True  # whether forwards with a graph count towards the running statistics
-    images: int | None = None  # images of the forward that runs; None: as many as a layer sees rows
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -37,12 +25,13 @@ class GroupedBatchNorm(_BatchNorm):
     x [n B, C, ...]: n rows an image, side by side (a layer that flattens tokens has n > 1). Groups never meet in a
     forward: no collective. The running statistics are moved once an update, by the engine, from what was recorded here
     and summed over micro-batches and ranks. Fewer images than a group, or the rest of them, are a group of their own.
+    `frozen`: running statistics in every mode, and none recorded; one made of frozen parameters alone is so at once.
     Parameters and buffers are named as in nn.BatchNorm2d. ConfigError where a group has one value a channel.
     """
 
     recorded: Tensor  # [2 C + 1]: sums over groups of mean and unbiased variance, and the number of groups
 
-    def __init__(self, norm: _BatchNorm, norms: Norms, name: str = "") -> None:
+    def __init__(self, norm: _BatchNorm, held: Held, group: int, name: str = "") -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, track_running_stats=True)
         for own, given in zip(self.parameters(), norm.parameters(), strict=True):
             own.requires_grad_(given.requires_grad)
@@ -50,32 +39,36 @@ class GroupedBatchNorm(_BatchNorm):
         self.load_state_dict(norm.state_dict())
         recorded = torch.zeros(2 * norm.num_features + 1, dtype=self.running_mean.dtype)  # type: ignore[union-attr]
         self.register_buffer("recorded", recorded, persistent=False)
-        self.norms = norms
-        self.name = name  # in the model, for errors
+        self.held = held  # of the network, and all its BatchNorms
+        self.group = group  # consecutive images that share statistics (a paper's per-device batch)
+        self.name = name  # in the model: for errors, and for a mode that differs by layer
+        trains = [parameter.requires_grad for parameter in self.parameters()]
+        self.frozen = bool(trains) and not any(trains)
         # timm's BatchNormAct2d carries dropout and activation; they have no parameters, so no name changes
         self.drop = getattr(norm, "drop", nn.Identity())
         self.act = getattr(norm, "act", nn.Identity())
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norms.use == "running":
+        mode = self.held.now
+        if self.frozen or mode.norm_of(self.name) == "running":
             normed = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            rows = len(x) // (self.norms.images or len(x))  # of each image
-            groups = [self._normalise(group) for group in x.split(self.norms.group * max(1, rows))]
+            rows = len(x) // (mode.images or len(x))  # of each image
+            groups = [self._normalise(group) for group in x.split(self.group * max(1, rows))]
             normed = groups[0] if len(groups) == 1 else torch.cat(groups)
         return self.act(self.drop(normed))
 
     def _normalise(self, group: Tensor) -> Tensor:
         if group.numel() == self.num_features:
             raise ConfigError(
-                f"layer {self.name!r} sees one value a channel in a group of {self.norms.group}: BatchNorm has no "
+                f"layer {self.name!r} sees one value a channel in a group of {self.group}: BatchNorm has no "
                 "variance there. Set network.group to 2 or more (and the batch to whole groups), or take larger images."
             )
         # momentum 1 leaves the group's own mean and unbiased variance in the buffers given
         mean, variance = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)  # type: ignore[arg-type]
         normed = F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        if self.norms.record and torch.is_grad_enabled():
+        if self.held.now.record and torch.is_grad_enabled():
             self.recorded += torch.cat([mean, variance, mean.new_ones(1)])
         return normed
 
@@ -95,7 +88,7 @@ class GroupedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance / groups, share)  # type: ignore[union-attr]
 
 
-def group_batchnorms(model: nn.Module, norms: Norms) -> list[GroupedBatchNorm]:
+def group_batchnorms(model: nn.Module, held: Held, group: int) -> list[GroupedBatchNorm]:
     """Replace every BatchNorm of `model` (1d to 3d, synchronised, timm's with activation) in place; returns the new.
 
     Frozen ones stay. Raises ConfigError for what normalises over a batch in any other way.
@@ -107,7 +100,7 @@ def group_batchnorms(model: nn.Module, norms: Norms) -> list[GroupedBatchNorm]:
             continue
         buffers = dict(module.named_buffers(recurse=False))
         if isinstance(module, _BatchNorm) and kind in KNOWN and "running_mean" in buffers and name:
-            made = grouped.get(module) or GroupedBatchNorm(module, norms, name)
+            made = grouped.get(module) or GroupedBatchNorm(module, held, group, name)
             grouped[module] = made
             model.set_submodule(name, made)
         elif isinstance(module, _BatchNorm) or {"running_mean", "running_var"} & set(buffers):

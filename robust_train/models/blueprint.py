@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_train.models.network import Network, Precision
+from robust_train.keyed.mode import Precision
+from robust_train.models.network import Network
 from robust_train.nouns import Edit, Model, Shape
 from robust_train.read.errors import ConfigError
 
@@ -59,7 +60,7 @@ class Blueprint:
         if self.checkpointing:
             from robust_train.models.checkpointing import checkpoint_blocks
 
-            checkpoint_blocks(network.model, network.masks, network.norms)
+            checkpoint_blocks(network.model, network.held)
         return network
 
     def bare(self) -> Blueprint:

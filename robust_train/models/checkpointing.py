@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from robust_train.keyed.mode import Held, Mode
 from robust_train.read.errors import ConfigError
 
 CONTAINERS = ("blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4", "dense_stages")
 
 
-def checkpoint_blocks(model: nn.Module, *modes: Any) -> list[str]:
+def checkpoint_blocks(model: nn.Module, held: Held | None = None) -> list[str]:
     """Keep only the inputs of each repeated block of `model` and compute the rest again in backward. Returns the names.
 
     Blocks are the innermost children of timm's `blocks`, `stages`, `layers`, `layer1` to `layer4`. Costs one more
-    forward of them a backward; gradients do not change. modes: mutable objects whose fields decide a forward (drop
-    masks, BatchNorm modes). Their fields, and train or eval of each module, are what they were in the forward while
-    it is recomputed, which is after the `with network.drops(key)` has ended.
+    forward of them a backward; gradients do not change. held: of the model's network. Its mode, whole, and train or
+    eval of each module are what they were in the forward while it is recomputed, which is after the `with
+    network.drops(key)` has ended.
     """
     blocks = dict(_blocks(model))
     if not blocks:
@@ -31,7 +33,7 @@ def checkpoint_blocks(model: nn.Module, *modes: Any) -> list[str]:
             f"{', '.join(CONTAINERS)}. Train it without checkpointed blocks."
         )
     for block in blocks.values():
-        _wrap(block, modes)
+        _wrap(block, held or Held())
     return list(blocks)
 
 
@@ -44,12 +46,12 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
                 yield from inner or [(path, child)]
 
 
-def _wrap(block: Any, modes: tuple[Any, ...]) -> None:
+def _wrap(block: Any, held: Held) -> None:
     # bound methods, not closures: a copied network's blocks are then bound to the copies
     if "plain_forward" not in vars(block):
         block.plain_forward = block.forward
         block.forward = MethodType(_forward, block)
-    block.recomputed_under = modes
+    block.recomputed_under = held
 
 
 def _forward(block: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,33 +72,29 @@ def _contexts(block: Any) -> tuple[Any, Any]:
 
 
 class _As:
-    """Sets what decides a block's forward to what it is at construction; afterwards what it was comes back.
+    """The mode at construction, and train or eval of each module, for a while; afterwards what it was comes back.
 
     Entered once for each backward through the block: as often as the graph is retained.
     """
 
     def __init__(self, block: Any) -> None:
-        self.block = block
-        self.then = _settings(block)
+        self.block, self.held = block, block.recomputed_under
+        # statistics count once; and a recomputation may stop before its last group
+        self.then = replace(self.held.now, record=False), _flags(block)
         self.now = self.then
 
     def __enter__(self) -> None:
-        self.now = _settings(self.block)
-        _set(self.then)
-        for mode in self.block.recomputed_under:
-            if hasattr(mode, "record"):  # statistics count once; and a recomputation may stop before its last group
-                mode.record = False
+        self.now = self.held.now, _flags(self.block)
+        self._set(self.then)
 
     def __exit__(self, *error: object) -> None:
-        _set(self.now)
+        self._set(self.now)
+
+    def _set(self, state: tuple[Mode, dict[nn.Module, bool]]) -> None:
+        self.held.now, flags = state
+        for module, training in flags.items():
+            module.training = training
 
 
-def _settings(block: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """The fields of the block's modes, and whether each of its modules trains."""
-    fields = [(mode, dict(vars(mode))) for mode in block.recomputed_under]
-    return fields + [(module, {"training": module.training}) for module in block.modules()]
-
-
-def _set(settings: list[tuple[Any, dict[str, Any]]]) -> None:
-    for owner, values in settings:
-        vars(owner).update(values)
+def _flags(block: nn.Module) -> dict[nn.Module, bool]:
+    return {module: module.training for module in block.modules()}

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout, Masks
+from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout
+from robust_train.keyed.mode import Held
 from robust_train.read.errors import ConfigError
 
 CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -23,7 +24,7 @@ PATHS = frozenset({"drop_path", "stochastic_depth", "rand", "bernoulli", "bernou
 """Those that may drop whole branches."""
 
 
-def replace_drops(model: nn.Module, masks: Masks) -> list[str]:
+def replace_drops(model: nn.Module, held: Held) -> list[str]:
     """Give each drop module of `model` its keyed form, in place. Returns the names of all, in order; stream = index.
 
     nn.Dropout*, timm's DropPath and PatchDropout become keyed modules (no parameters: a state dict keeps its names).
@@ -33,7 +34,7 @@ def replace_drops(model: nn.Module, masks: Masks) -> list[str]:
     keyed: dict[nn.Module, KeyedDrop] = {}  # a module that stands in two places stays one module
     names: list[str] = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        made = keyed.get(module) or _keyed(module, len(names), masks)
+        made = keyed.get(module) or _keyed(module, len(names), held)
         if made is None:
             continue
         if module not in keyed:
@@ -42,7 +43,7 @@ def replace_drops(model: nn.Module, masks: Masks) -> list[str]:
         model.set_submodule(name, made)
     for name, module in list(model.named_modules()):
         if _rates(module).get("drop_rate") and "dropout" in _random_calls(module):
-            hooked = _hook(module, KeyedDropout(float(module.drop_rate), len(names), masks).train(module.training))
+            hooked = _hook(module, KeyedDropout(float(module.drop_rate), len(names), held).train(module.training))
             if hooked:
                 names.append(f"{name}.keyed_drop".lstrip("."))
         if getattr(module, "fused_attn", False) and _attention_rate(module) > 0:
@@ -79,22 +80,22 @@ def refuse_unkeyed(model: nn.Module) -> None:
         if getattr(module, "grad_checkpointing", False):
             raise ConfigError(
                 f"{where} ({kind}) recomputes its blocks by timm's grad_checkpointing, which forgets the drop masks' "
-                "key. Leave it off and use checkpoint_blocks(model, masks)."
+                "key. Leave it off and use checkpoint_blocks(model, held)."
             )
 
 
-def _keyed(module: Any, stream: int, masks: Masks) -> KeyedDrop | None:
+def _keyed(module: Any, stream: int, held: Held) -> KeyedDrop | None:
     """The keyed form of a drop module; None for any other."""
     from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 
     kind: Any = type(module)  # exactly: what a subclass draws is not known
     if kind in (nn.Dropout, *CHANNELS):
-        return KeyedDropout(module.p, stream, masks, channels=kind in CHANNELS)
+        return KeyedDropout(module.p, stream, held, channels=kind in CHANNELS)
     if kind is DropPath:
-        return KeyedDropPath(float(module.drop_prob or 0), stream, masks, scale=module.scale_by_keep)
+        return KeyedDropPath(float(module.drop_prob or 0), stream, held, scale=module.scale_by_keep)
     if kind in (PatchDropout, PatchDropoutWithIndices):
         indices = kind is PatchDropoutWithIndices
-        return KeyedPatchDropout(module.prob, stream, masks, module.num_prefix_tokens, module.ordered, indices)
+        return KeyedPatchDropout(module.prob, stream, held, module.num_prefix_tokens, module.ordered, indices)
     return None
 
 
@@ -116,7 +117,7 @@ def _hook(module: Any, drop: KeyedDropout) -> bool:
 class _Before:
     """A hook that drops a module's input.
 
-    An object, not a closure: the hooks of a copied network then hold the copy's masks.
+    An object, not a closure: the hooks of a copied network then read the copy's mode.
     """
 
     def __init__(self, drop: KeyedDropout) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from robust_train.keyed import Key
-from robust_train.keyed.noise import Mode
-from robust_train.models.network import Network, Precision
+from robust_train.keyed.mode import Changes, Draw, Precision
+from robust_train.models.network import Moded, Network
 
 Mean = Literal["logits", "probabilities"]
 
 
-class Ensemble(nn.Module):
+class Ensemble(Moded):
     """A weighted mean of what networks say of the same pixels; stands wherever a network stands.
 
         logits:         sum_m w_m f_m(x)
@@ -40,7 +40,7 @@ class Ensemble(nn.Module):
             raise ValueError(f"weights={given} must be {len(members)} shares, none below 0, that add up to 1")
         self.members = nn.ModuleList(members)
         for index, member in enumerate(members):
-            member.noises.fixed = Key(0).of("fixed").at(index)  # no two share a draw
+            member.settle(fixed=Key(0).of("fixed").at(index))  # no two share a draw
         self.classes, self.mean = classes.pop(), mean
         self.register_buffer("weights", torch.tensor(given, dtype=torch.float64), persistent=False)
 
@@ -67,34 +67,17 @@ class Ensemble(nn.Module):
         """Of the members' forwards."""
         return self.each[0].precision
 
-    @precision.setter
-    def precision(self, value: Precision) -> None:
-        for member in self.each:
-            member.precision = value
-
     @contextmanager
-    def drops(self, key: Key | None) -> Iterator[None]:
-        """Dropout, stochastic depth and noise of each member by a key of its own; None: off, and noise as it is."""
-        with self._all(lambda member, index: member.drops(None if key is None else key.at(index))):
-            yield
-
-    @contextmanager
-    def noise(self, key: Key | None = None, mode: Mode | None = None) -> Iterator[None]:
-        """Each member's noise by a key of its own."""
-        with self._all(lambda member, index: member.noise(None if key is None else key.at(index), mode)):
-            yield
-
-    @contextmanager
-    def attacked(self, norm: Literal["running", "group"], key: Key | None = None) -> Iterator[None]:
-        """As a network's, for each member."""
-        with self._all(lambda member, index: member.attacked(norm, None if key is None else key.at(index))):
-            yield
-
-    @contextmanager
-    def _all(self, of: Any) -> Iterator[None]:
+    def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> Iterator[None]:
+        """As a network's, for each member; a key of each member's own where one is given."""
+        if any(isinstance(value, Draw) for value in changes.values()):
+            raise ValueError("an ensemble's members draw each by a key of its own: give a key, no Draw")
         with ExitStack() as stack:
             for index, member in enumerate(self.each):
-                stack.enter_context(of(member, index))
+                own: Any = {
+                    name: value.at(index) if isinstance(value, Key) else value for name, value in changes.items()
+                }
+                stack.enter_context(member.mode(training, **own))
             yield
 
 

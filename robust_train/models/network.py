@@ -2,26 +2,67 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from robust_train.keyed import Key
-from robust_train.keyed.drops import Masks
-from robust_train.keyed.noise import Mode, Noise, connect
+from robust_train.keyed.mode import Changes, Held, Mode, Noisy, Norms, Precision
+from robust_train.keyed.noise import connect
 from robust_train.losses import full
-from robust_train.models.batchnorm import GroupedBatchNorm, Norms, group_batchnorms
+from robust_train.models.batchnorm import GroupedBatchNorm, group_batchnorms
 from robust_train.models.drops import refuse_unkeyed, replace_drops
 from robust_train.read.errors import ConfigError, nearest
 
 Edit = Callable[[Tensor], Tensor]
-Precision = Literal["fp32", "bf16"]
 
 
-class Network(nn.Module):
+class Moded(nn.Module):
+    """A network, or several as one, whose forwards have a mode. The words for it, each for a while."""
+
+    @abstractmethod
+    def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> AbstractContextManager[None]:
+        """Forwards in another mode for a while; all is as it was afterwards, also after an error.
+
+        changes: what is said of the mode (`robust_train.keyed.mode`); the rest stays. training: train or eval of every
+        module, where dropout and foreign layers look; None: as they are.
+        """
+
+    def drops(self, key: Key | None) -> AbstractContextManager[None]:
+        """Dropout and stochastic depth on, with masks that `key` and its rows decide; None: off.
+
+        A key decides the network's noise too: forwards under one key have the same. None leaves noise as it is.
+        """
+        return self.mode(masks="off") if key is None else self.mode(masks=key, matched=key)
+
+    @contextmanager
+    def noise(self, key: Key | None = None, mode: Noisy | None = None) -> Iterator[None]:
+        """The network's noise by `key` and its rows: forwards that follow each other draw other noise, in order.
+
+        mode: "off", "fixed" (one draw for each image, at every forward) or "drawn"; None: as it is.
+        """
+        by = nullcontext() if key is None else self.mode(noise=key)
+        with by, nullcontext() if mode is None else self.mode(noisy=mode):
+            yield
+
+    @contextmanager
+    def attacked(self, norm: Norms, key: Key | None = None) -> Iterator[None]:
+        """For an attack: statistics as said, none recorded, noise by `key`."""
+        with self.mode(norm=norm, record=False), self.noise(key):
+            yield
+
+    @contextmanager
+    def judged(self, key: Key | None = None) -> Iterator[None]:
+        """For a verdict: eval mode, running statistics, float32, noise by `key`."""
+        with self.mode(False, norm="running", record=False, precision="fp32"), self.noise(key):
+            yield
+
+
+class Network(Moded):
     """A timm (or our) model with its normalisation and precision inside.
 
         network(images) = model((images - mean) / std)        images [B, C, H, W] in [0, 1] -> logits [B, classes]
@@ -33,7 +74,9 @@ class Network(nn.Module):
     Noise that is part of the network (a V1 front end's) is drawn in evaluation too, by the same key, or by one of
     its own where masks are off: `with network.noise(key)`.
 
-    `train()` means group statistics, `eval()` running ones, as in PyTorch; `using` changes that for a while.
+    `train()` means group statistics, recorded, `eval()` running ones, as in PyTorch. All that decides a forward beside
+    images and weights is one value, `now`, and `mode` changes it for a while; `drops`, `noise`, `attacked` and `judged`
+    are words for it.
     The model's parameters and buffers keep timm's names; mean and std are not saved (they stand in the run).
     """
 
@@ -54,16 +97,13 @@ class Network(nn.Module):
         super().__init__()
         self.classes = classes
         self.stages = tuple(stages)  # names of the layers where hidden states may be mixed, first to last
-        self.precision = precision
         self.channels_last = channels_last
-        self.norms = Norms(group)
-        self.masks = Masks()
-        self.noises = Noise()
-        self.attacking = False  # an attack holds the network: engines hand it the plain module
-        replace_drops(model, self.masks)
+        self.group = group  # consecutive images that share BatchNorm statistics
+        self.held = Held(Mode(precision=precision))
+        replace_drops(model, self.held)
         refuse_unkeyed(model)
-        self.noisy = connect(model, self.noises)  # names of the layers that draw noise
-        self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.norms)
+        self.noisy = connect(model, self.held)  # names of the layers that draw noise
+        self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.held, group)
         self.model = model  # weights stay contiguous: DeepSpeed flattens and sends them as they lie
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
@@ -82,15 +122,14 @@ class Network(nn.Module):
         hooks += [self._layer(name).register_forward_hook(_tapped(seen, name)) for name in taps]
         # a compiled model looks for no hooks that came after its compilation: it would leave them out in silence
         model = self.model._call_impl if hooks else self.model
-        self.norms.images = len(images)
-        if self.noisy:
-            self.noises.begin()
+        mode = self.now.of_forward(len(images), images.device, bool(self.noisy))
         try:
-            normal = (images - self.mean) / self.std
-            if self.channels_last:
-                normal = normal.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = full(model(normal))
+            with self.held.under(mode):
+                normal = (images - self.mean) / self.std
+                if self.channels_last:
+                    normal = normal.contiguous(memory_format=torch.channels_last)
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=mode.precision == "bf16"):
+                    logits = full(model(normal))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -107,39 +146,41 @@ class Network(nn.Module):
         """{name: output of that layer} for layers named as in `model.named_modules()`, with their graph."""
         return self(images, taps=tuple(names))[1]
 
+    @property
+    def now(self) -> Mode:
+        """The mode of the forwards to come."""
+        return self.held.now
+
+    @property
+    def precision(self) -> Precision:
+        """Of the forwards to come."""
+        return self.now.precision
+
     def train(self, mode: bool = True) -> Network:
-        self.norms.use, self.norms.record = ("group", True) if mode else ("running", False)
+        self.held.settle({"norm": "group" if mode else "running", "record": mode})
         return super().train(mode)
 
     @contextmanager
-    def drops(self, key: Key | None) -> Iterator[None]:
-        """Dropout and stochastic depth on, with masks that `key` and its rows decide; None: off.
-
-        A key decides the network's noise too: forwards under one key have the same. None leaves noise as it is.
-        """
-        with self.masks.using(key), nullcontext() if key is None else self.noises.using(key.of("noise"), exact=True):
+    def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> Iterator[None]:
+        with flagged(self, training), self.held.entered(changes):
             yield
 
-    @contextmanager
-    def noise(self, key: Key | None = None, mode: Mode | None = None) -> Iterator[None]:
-        """The network's noise by `key` and its rows: forwards that follow each other draw other noise, in order.
+    def settle(self, **changes: Unpack[Changes]) -> None:
+        """Change the mode for good."""
+        self.held.settle(changes)
 
-        mode: "off", "fixed" (one draw for each image, at every forward) or "drawn"; None: as it is.
+    def train_only(self, trained: Sequence[str]) -> None:
+        """Freeze every layer of the model but those named, or under such a name: no gradient, BatchNorm never moves.
+
+        Raises ConfigError for a name that is no layer.
         """
-        by = nullcontext() if key is None else self.noises.using(key.of("noise"))
-        with by, nullcontext() if mode is None else self.noises.switched(mode):
-            yield
-
-    @contextmanager
-    def attacked(self, norm: Literal["running", "group"], key: Key | None = None) -> Iterator[None]:
-        """For an attack: statistics as said, none recorded, forwards through the plain module, noise by `key`."""
-        before = self.norms.use, self.norms.record, self.attacking
-        self.norms.use, self.norms.record, self.attacking = norm, False, True
-        try:
-            with self.noise(key):
-                yield
-        finally:
-            self.norms.use, self.norms.record, self.attacking = before
+        layers = [self._layer(name) for name in trained]
+        parameters = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in parameters)
+        kept = {module for layer in layers for module in layer.modules()}
+        for norm in self.batchnorms:
+            norm.frozen = norm.frozen or norm not in kept
 
     def recorded(self) -> Tensor:
         """What the BatchNorms recorded since the last `move`, as one vector (float64 where the device has it)."""
@@ -157,6 +198,21 @@ class Network(nn.Module):
                 norm.move(piece)
         for norm in self.batchnorms:
             norm.recorded.zero_()
+
+
+@contextmanager
+def flagged(module: nn.Module, training: bool | None) -> Iterator[None]:
+    """Train or eval of a module and all inside it for a while; afterwards each is as it was. None: as they are."""
+    if training is None:
+        yield
+        return
+    before = {child: child.training for child in module.modules()}
+    nn.Module.train(module, training)
+    try:
+        yield
+    finally:
+        for child, mode in before.items():
+            child.training = mode
 
 
 Hook = Callable[[nn.Module, Any, Any], Tensor]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from robust_train.keyed import Key
+from robust_train.keyed.mode import Precision
 from robust_train.losses import correct, cross_entropy, full, kl
 from robust_train.models.ensemble import Ensemble, Mean, mixed
-from robust_train.models.network import Network, Precision
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch, Loss, Objective, Raising, State, number
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import Number, objectives
@@ -102,8 +103,7 @@ class Distill(Objective):
     def _said(self, ensemble: Ensemble, images: Tensor, key: Key, heat: float) -> Tensor:
         """[B, C] logits whose softmax is t, without a graph."""
         answers = []
-        ensemble.precision = self.teacher_precision
-        with torch.no_grad():
+        with torch.no_grad(), ensemble.mode(precision=self.teacher_precision):
             for draw in range(self.draws):
                 with ensemble.noise(key.of("teachers").at(draw)):
                     answers.append(full(ensemble.answers(images)) / heat)

@@ -64,7 +64,7 @@ class Weights:
     ) -> dict[str, Tensor]:
         """v by parameter name. BatchNorm as it stands, nothing recorded; parameters and their gradients untouched."""
         weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if _moves(name, p)}
-        with torch.enable_grad(), network.attacked(network.norms.use):
+        with torch.enable_grad(), network.attacked(network.now.norm):
             total = loss(moved(network, weights)(images), targets).sum()
             gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         return {

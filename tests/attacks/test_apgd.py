@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -289,6 +291,12 @@ def test_what_reduced_precision_takes_for_fooled_does_not_count_and_is_attacked_
 
     class Rough(ManyClasses):
         precision = "bf16"
+
+        @contextmanager
+        def mode(self, precision: str) -> Iterator[None]:
+            before, self.precision = self.precision, precision
+            yield
+            self.precision = before
 
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) * (1 if self.precision == "fp32" else -1)

@@ -72,7 +72,7 @@ def test_points_are_worth_their_distance_nothing_or_infinity():
     wrong = torch.stack([(labels[0] + 1) % 5, labels[1], labels[2]])  # the first is wrong when clean
     points = images + torch.tensor([0.0, 0.0, 0.1]).view(-1, 1, 1, 1)
     points[2] = DeepFool(L2(1.0), 50).nearest(network, images, labels, KEY).points[2]
-    found = measured(L2(1.0), network, images, wrong, points)
+    found = measured(L2(1.0), network, images, wrong, points, KEY)
     assert found.fooled.tolist() == [True, False, True]
     assert found.distance[:2].tolist() == [0.0, torch.inf]
     assert_close(found.distance[2], (points[2] - images[2]).norm())
@@ -83,7 +83,7 @@ def test_a_network_that_is_attacked_in_bfloat16_is_searched_in_float32_and_witho
     network, images, labels = curved(6)
     attack = CarliniWagner(L2(1.0), 20, searches=2, first=1.0)
     plain = attack.nearest(network, images, labels, KEY)
-    network.precision = "bf16"
+    network.settle(precision="bf16")
     network.train()
     half = attack.nearest(network, images, labels, KEY)
     assert torch.equal(half.points, plain.points)

@@ -13,6 +13,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.trial import CLEAN, Trial, tried
 from robust_train.keyed import Key
+from robust_train.keyed.mode import Draw
 from robust_train.losses import cross_entropy
 from robust_train.models.network import Network
 from robust_train.models.v1 import V1, V1Block
@@ -53,7 +54,7 @@ class Watched(Linf):
 def gradient(network: Network, images: Tensor, key: Key) -> Tensor:
     """Of the loss under the noise of one key."""
     images = images.clone().requires_grad_()
-    with network.noises.using(key, exact=True):
+    with network.mode(matched=Draw.of(key)):
         loss = cross_entropy(network(images), TARGETS).sum()
     return torch.autograd.grad(loss, images)[0]
 
@@ -195,4 +196,4 @@ def test_noise_that_is_off_or_fixed_leaves_nothing_to_chance_for_the_whole_evalu
     drawn = judged(network, 24)["clean"]
     assert not torch.equal(one["clean"], drawn)
     assert not torch.equal(off["clean"], drawn)
-    assert network.noises.mode == "drawn"
+    assert network.now.noisy == "drawn"

@@ -78,7 +78,7 @@ EXAMPLES: dict[str, list[Attack]] = {
     "hopskipjump": [HopSkipJump(L2(0.5), 2, 10), HopSkipJump(Linf(0.1), 2, 10, tries=5)],
     "msd": [MSD(BALLS, 2, SIZES), MSD(BALLS[:1], 2, SIZES[:1], norm="group", drops="redrawn")],
 }
-NOT_BY_ROW = {"carlini-wagner", "deepfool", "hopskipjump", "lbfgs"}  # their noise goes by the images still at work
+NOT_BY_ROW = {"hopskipjump"}  # its noise goes by the images still at work
 SET_ASIDE = {
     "apgd",
     "autoattack",
@@ -157,8 +157,7 @@ def everything(network: Network) -> dict[str, object]:
         "grad": [parameter.grad for parameter in network.parameters()],
         "trains": [parameter.requires_grad for parameter in network.parameters()],
         "modes": [module.training for module in network.modules()],
-        "norms": (network.norms.use, network.norms.record, network.attacking),
-        "masks": (network.masks.key, network.masks.off),
+        "mode": network.now,
         "recorded": network.recorded(),
     }
 
@@ -207,7 +206,7 @@ def test_an_attack_restores_the_network_when_it_fails(attack):
         with pytest.raises((RuntimeError, ValueError), match=r"on purpose|raises no goal"):
             attack(network, images, targets, KEY, Raising(failing))
     after = everything(network)
-    assert all(after[name] == before[name] for name in ("grad", "trains", "modes", "norms", "masks"))
+    assert all(after[name] == before[name] for name in ("grad", "trains", "modes", "mode"))
 
 
 @every
@@ -242,7 +241,7 @@ def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack):
     network(images)  # a forward without a key: the noise goes on
     again = attack(network, images, targets, KEY)
     assert torch.equal(again, first)
-    assert (network.noises.mode, network.noises.exact, network.noises.key.seed) == ("drawn", False, 0)
+    assert (network.now.noisy, network.now.noise.key.seed) == ("drawn", 0)
     if attack.use not in NOT_BY_ROW:
         halves = [attack(network, images[rows], targets[rows], KEY[rows]) for rows in (slice(0, 4), slice(4, 8))]
         assert_close(torch.cat(halves), first, rtol=0, atol=1e-12)

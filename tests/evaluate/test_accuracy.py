@@ -49,8 +49,8 @@ def test_a_network_is_judged_in_eval_mode_and_float32_and_given_back_as_it_was()
     network.model.head.eval()  # modes are restored one by one
     with judged(network):
         assert not any(module.training for module in network.modules())
-        assert (network.precision, network.norms.use, network.norms.record) == ("fp32", "running", False)
-    assert (network.precision, network.norms.use, network.norms.record) == ("bf16", "group", True)
+        assert (network.precision, network.now.norm, network.now.record) == ("fp32", "running", False)
+    assert (network.precision, network.now.norm, network.now.record) == ("bf16", "group", True)
     assert network.model.block1.training
     assert not network.model.head.training
 

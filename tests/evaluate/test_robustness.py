@@ -154,7 +154,7 @@ def test_the_network_is_left_as_it_was():
     after = dict([*network.named_parameters(), *network.named_buffers()])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(module.training for module in network.modules())
-    assert network.norms.use == "group"
+    assert network.now.norm == "group"
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
     assert "train mode" in [flag.name for flag in report.raised]
 

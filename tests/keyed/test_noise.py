@@ -11,7 +11,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from robust_train.keyed import Key, philox
-from robust_train.keyed.noise import KeyedNoise, Noise, connect, standard_normal
+from robust_train.keyed.mode import Held
+from robust_train.keyed.noise import KeyedNoise, connect, standard_normal
 
 KEY = Key(1).of("noise")
 Shape = tuple[int, ...]
@@ -118,55 +119,76 @@ class Noisy(nn.Module):
 ZEROS = torch.zeros(3, 5)
 
 
-def made() -> tuple[Noise, Noisy]:
-    source, model = Noise(), Noisy()
+def made() -> tuple[Held, Noisy]:
+    source, model = Held(), Noisy()
     assert connect(model, source) == ["first", "second"]
     return source, model
 
 
-def forward(source: Noise, model: nn.Module, images: Tensor = ZEROS) -> Tensor:
-    source.begin()
-    return model(images)
+def forward(source: Held, model: nn.Module, images: Tensor = ZEROS) -> Tensor:
+    with source.under(source.now.of_forward(len(images), images.device)):
+        return model(images)
+
+
+OWN = KEY.of("noise")  # what noise of a key is drawn from
 
 
 def test_each_module_draws_from_its_own_stream_of_the_forwards_key():
     source, model = made()
-    with source.using(KEY):
+    with source.entered({"noise": KEY}):
         found = [forward(source, model) for _ in range(2)]
     for number, one in enumerate(found):
-        key = KEY.at(number)
+        key = OWN.at(number)
         assert torch.equal(one, drawn((3, 5), key, 0) + drawn((3, 5), key, 1))
 
 
 def test_exact_noise_is_the_keys_own_at_every_forward():
     source, model = made()
-    with source.using(KEY, exact=True):
+    with source.entered({"matched": KEY}):
         one, other = forward(source, model), forward(source, model)
     assert torch.equal(one, other)
-    assert torch.equal(one, drawn((3, 5), KEY, 0) + drawn((3, 5), KEY, 1))
+    assert torch.equal(one, drawn((3, 5), OWN, 0) + drawn((3, 5), OWN, 1))
 
 
 def test_rows_of_the_key_are_the_rows_drawn():
     source, model = made()
     row = torch.tensor([7, 2, 5 << 33])
-    with source.using(KEY.rows(row), exact=True):
+    with source.entered({"matched": KEY.rows(row)}):
         found = forward(source, model)
-        two = forward(source, model, ZEROS[:2])  # other images than the key names: counted from 0
-    assert torch.equal(found, drawn((3, 5), KEY, 0, row) + drawn((3, 5), KEY, 1, row))
-    assert torch.equal(two, drawn((2, 5), KEY, 0) + drawn((2, 5), KEY, 1))
+    assert torch.equal(found, drawn((3, 5), OWN, 0, row) + drawn((3, 5), OWN, 1, row))
+
+
+def test_rows_that_are_not_the_images_are_refused():
+    """Counted from 0 they would give images the noise of others, in silence."""
+    source, model = made()
+    for row in (torch.arange(2), torch.arange(4), torch.arange(0)):
+        for said in ({"matched": KEY.rows(row)}, {"noise": KEY.rows(row)}, {"noise": KEY.rows(row), "noisy": "fixed"}):
+            with pytest.raises(ValueError, match=rf"noise names {len(row)} rows, but a layer sees 3"):  # noqa: SIM117
+                with source.entered(said):
+                    forward(source, model)
+
+
+def test_windows_of_an_image_share_what_its_row_draws():
+    source, model = made()
+    row = torch.tensor([7, 2])
+    with source.entered({"matched": KEY.rows(row)}):
+        whole = forward(source, model, torch.zeros(2, 15))
+        with source.under(source.now.of_forward(2, whole.device)):
+            cut = model(torch.zeros(6, 5))
+    assert torch.equal(cut.view(2, 15), whole)
 
 
 def test_fixed_noise_is_one_draw_an_image_under_any_key_and_none_is_none():
     source, model = made()
-    with source.switched("fixed"):
+    with source.entered({"noisy": "fixed"}):
         one = forward(source, model)
-        with source.using(KEY.at(5)):
+        with source.entered({"noise": KEY.at(5)}):
             assert torch.equal(forward(source, model), one)
             row = torch.tensor([2, 0])
-            with source.using(KEY.rows(row)):
+            with source.entered({"noise": KEY.rows(row)}):
                 assert torch.equal(forward(source, model, ZEROS[:2]), one[row])
     assert one.abs().min() > 0
-    with source.switched("off"), source.using(KEY):
+    with source.entered({"noisy": "off"}), source.entered({"noise": KEY}):
         assert torch.equal(forward(source, model), ZEROS)
 
 
@@ -180,25 +202,26 @@ def test_without_a_key_forwards_draw_one_after_the_other():
 
 def test_keys_and_modes_nest_and_what_was_before_comes_back():
     source, model = made()
-    with source.using(KEY):
+    with source.entered({"noise": KEY}):
         first = forward(source, model)
         inner = KEY.of("inner")
-        with source.using(inner):
-            assert torch.equal(forward(source, model), drawn((3, 5), inner.at(0), 0) + second(inner))
-        with source.switched("off"):
+        with source.entered({"noise": inner}):
+            assert torch.equal(forward(source, model), drawn((3, 5), inner.of("noise").at(0), 0) + second(inner))
+        with source.entered({"noisy": "off"}):
             assert torch.equal(forward(source, model), ZEROS)  # a forward all the same: number 1
-        with pytest.raises(RuntimeError, match="inside"), source.switched("fixed"), source.using(KEY.at(9), exact=True):
+        with pytest.raises(RuntimeError, match="inside"), source.entered({"noisy": "fixed", "matched": KEY.at(9)}):
             raise RuntimeError("inside")
-        assert (source.mode, source.exact, source.forwards) == ("drawn", False, 2)
+        assert (source.now.noisy, source.now.noise.matched, source.now.noise.forwards) == ("drawn", False, 2)
         third = forward(source, model)
-    assert torch.equal(first, drawn((3, 5), KEY.at(0), 0) + second(KEY))
-    assert torch.equal(third, drawn((3, 5), KEY.at(2), 0) + drawn((3, 5), KEY.at(2), 1))
-    assert (source.mode, source.key.seed, source.forwards, source.words) == ("drawn", 0, 0, None)
+    assert torch.equal(first, drawn((3, 5), OWN.at(0), 0) + second(KEY))
+    assert torch.equal(third, drawn((3, 5), OWN.at(2), 0) + drawn((3, 5), OWN.at(2), 1))
+    assert (source.now.noisy, source.now.noise.key.seed, source.now.noise.forwards) == ("drawn", 0, 0)
+    assert source.now.drawn is None
 
 
 def second(key: Key) -> Tensor:
     """What the second module draws at a key's first forward."""
-    return drawn((3, 5), key.at(0), 1)
+    return drawn((3, 5), key.of("noise").at(0), 1)
 
 
 def test_a_forward_of_its_own_begins_by_itself():
@@ -223,8 +246,7 @@ def test_a_compiled_network_is_compiled_once_for_all_keys():
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=counter)
     for update in range(4):
-        with source.using(KEY.at(update).rows(torch.arange(3) + update)):
-            source.begin()
-            assert torch.equal(compiled(ZEROS), model(ZEROS))
+        with source.entered({"matched": KEY.at(update).rows(torch.arange(3) + update)}):
+            assert torch.equal(forward(source, compiled), forward(source, model))
     torch._dynamo.reset()
     assert counter.frame_count == 1

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from robust_train.models.batchnorm import GroupedBatchNorm, Norms, group_batchnorms
+from robust_train.keyed.mode import Held
+from robust_train.models.batchnorm import GroupedBatchNorm, group_batchnorms
 from robust_train.models.checkpointing import checkpoint_blocks
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
@@ -32,7 +33,7 @@ def filled(norm: nn.Module) -> nn.Module:
 
 
 def grouped(norm: nn.Module, group: int) -> GroupedBatchNorm:
-    return group_batchnorms(nn.Sequential(norm), Norms(group))[0]
+    return group_batchnorms(nn.Sequential(norm), Held(), group)[0]
 
 
 @pytest.mark.parametrize("group", [16, 8, 4, 2])
@@ -217,7 +218,7 @@ def test_recomputed_blocks_leave_the_running_statistics_as_they_would_be() -> No
         torch.manual_seed(0)
         net = Network(Timm("test_resnet").build(4, (3, 32, 32)), 4, group=4).double()
         if checkpointing:
-            checkpoint_blocks(net.model, net.masks, net.norms)
+            checkpoint_blocks(net.model, net.held)
         logits = net(pixels(8, 3, 32, 32))
         net.eval()  # the mode of the backward is not that of the forward
         logits.square().sum().backward()

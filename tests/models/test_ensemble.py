@@ -177,16 +177,15 @@ def state(ensemble: Ensemble) -> list:
     """All that a guest could have changed."""
     found: list = [(name, module.training) for name, module in ensemble.named_modules()]
     for member in ensemble.each:
-        norms = {name: value for name, value in vars(member.norms).items() if name != "images"}  # of the last forward
-        found += [norms, vars(member.masks).copy(), vars(member.noises).copy()]
-        found += [member.precision, member.attacking]
+        found.append(vars(member.now).copy())
     return found + [parameter.requires_grad for parameter in ensemble.parameters()]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_whoever_holds_it_leaves_it_as_it_was_even_on_an_error(training):
     ensemble, key = noisy().train(training), Key(0).rows(torch.arange(4))
-    ensemble.precision = "bf16"
+    for member in ensemble.each:
+        member.settle(precision="bf16")
     assert {member.precision for member in ensemble.each} == {ensemble.precision} == {"bf16"}
     before, images = state(ensemble), pictures()
     batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4), torch.arange(4))
@@ -213,11 +212,10 @@ def test_whoever_holds_it_leaves_it_as_it_was_even_on_an_error(training):
 
 def test_an_evaluator_sees_every_member_in_eval_mode_and_float32():
     ensemble = noisy().train()
-    ensemble.precision = "bf16"
-    with judged(ensemble):
+    with ensemble.mode(precision="bf16"), judged(ensemble):
         assert not any(module.training for module in ensemble.modules())
         assert [member.precision for member in ensemble.each] == ["fp32", "fp32"]
-        assert all(member.norms.use == "running" and not member.norms.record for member in ensemble.each)
+        assert all(member.now.norm == "running" and not member.now.record for member in ensemble.each)
 
 
 @pytest.mark.parametrize(

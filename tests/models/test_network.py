@@ -127,18 +127,16 @@ def test_an_attack_leaves_modes_flags_and_statistics_as_they_were() -> None:
     net.model.get_submodule("layer3").eval()
     next(net.model.parameters()).requires_grad_(False)
     for use in ("group", "running"):
-        net.norms.use = use  # type: ignore[assignment]
-        before = [module.training for module in net.modules()], vars(net.norms).copy(), copy.deepcopy(net.state_dict())
+        net.settle(norm=use)  # type: ignore[typeddict-item]
+        before = [module.training for module in net.modules()], net.now, copy.deepcopy(net.state_dict())
         flags = [parameter.requires_grad for parameter in net.parameters()]
         with attacked(net, "group" if use == "running" else "running"):
-            assert net.attacking
             assert not any(parameter.requires_grad for parameter in net.parameters())
-            assert net.norms.use != use
+            assert net.now.norm != use
             with net.drops(None):
                 net(PIXELS)
-        after = [module.training for module in net.modules()], vars(net.norms) | {"images": before[1]["images"]}
-        assert after == before[:2]
-        assert not net.attacking
+        assert [module.training for module in net.modules()] == before[0]
+        assert net.now is before[1]
         assert [parameter.requires_grad for parameter in net.parameters()] == flags
         assert not net.recorded().any()
         assert all(torch.equal(value, before[2][name]) for name, value in net.state_dict().items())
@@ -146,8 +144,8 @@ def test_an_attack_leaves_modes_flags_and_statistics_as_they_were() -> None:
 
 def test_train_and_eval_choose_group_and_running_statistics() -> None:
     net = built()
-    assert (net.train().norms.use, net.norms.record, net.training) == ("group", True, True)
-    assert (net.eval().norms.use, net.norms.record, net.training) == ("running", False, False)
+    assert (net.train().now.norm, net.now.record, net.training) == ("group", True, True)
+    assert (net.eval().now.norm, net.now.record, net.training) == ("running", False, False)
 
 
 def test_the_weights_of_a_network_load_into_timm_strictly() -> None:
@@ -182,8 +180,8 @@ def test_a_copied_network_shares_nothing_with_its_original() -> None:
     assert not net.recorded().any()
     assert twin.batchnorms[0] in list(twin.model.modules())
     twin.eval()
-    assert net.norms.use == "group"
-    assert all(norm.norms is twin.norms for norm in twin.batchnorms)
+    assert net.now.norm == "group"
+    assert all(norm.held is twin.held for norm in twin.batchnorms)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_train.keyed import Key
-from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout, Masks
+from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout
+from robust_train.keyed.mode import Held
 from robust_train.models.checkpointing import checkpoint_blocks
 from robust_train.models.drops import refuse_unkeyed, replace_drops
 from robust_train.read.errors import ConfigError
@@ -54,19 +56,24 @@ PIXELS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 KEY = Key(1).at(0).of("drops").rows(torch.arange(4))
 
 
+def drawing(held: Held, key: Key | None) -> AbstractContextManager[None]:
+    """Masks by a key; None: nothing is dropped."""
+    return held.entered({"masks": "off" if key is None else key})
+
+
 def timm_model(name: str, **fields) -> nn.Module:
     import timm
 
     return timm.create_model(name, **fields)
 
 
-def model_of(family: str, **changed) -> tuple[nn.Module, Masks, list[str]]:
+def model_of(family: str, **changed) -> tuple[nn.Module, Held, list[str]]:
     """A small model in train mode with keyed masks; BatchNorm on running statistics, so that rows are alone."""
     torch.manual_seed(0)
     name, fields = FAMILIES[family]
     model = timm_model(name, num_classes=5, **{**DROPS, **fields, **changed})
-    masks = Masks()
-    names = replace_drops(model, masks)
+    held = Held()
+    names = replace_drops(model, held)
     refuse_unkeyed(model)
     for parameter in model.parameters():  # layer scales of 1e-6 would hide what a block drops
         if parameter.abs().max() < 1e-2:
@@ -75,43 +82,41 @@ def model_of(family: str, **changed) -> tuple[nn.Module, Masks, list[str]]:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    return model, masks, names
+    return model, held, names
 
 
-def logits_of(model: nn.Module, masks: Masks, key: Key | None, images: Tensor = PIXELS) -> Tensor:
-    with torch.no_grad(), masks.using(key):
+def logits_of(model: nn.Module, held: Held, key: Key | None, images: Tensor = PIXELS) -> Tensor:
+    with torch.no_grad(), drawing(held, key):
         return model(images)
 
 
 @families
 def test_the_same_key_gives_the_same_bits_and_another_key_other_bits(family):
-    model, masks, names = model_of(family)
+    model, held, names = model_of(family)
     keyed = [module for module in model.modules() if isinstance(module, KeyedDrop)]
     assert len({module.stream for module in keyed}) == len(keyed) == len(names)
-    first = logits_of(model, masks, KEY)
+    first = logits_of(model, held, KEY)
     torch.manual_seed(9)
     before = torch.get_rng_state()
-    assert torch.equal(logits_of(model, masks, KEY), first)
+    assert torch.equal(logits_of(model, held, KEY), first)
     assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn from the global generator
-    assert not torch.equal(logits_of(model, masks, KEY.at(1)), first)
+    assert not torch.equal(logits_of(model, held, KEY.at(1)), first)
 
 
 @families
 def test_rows_alone_decide_the_masks(family):
-    model, masks, _ = model_of(family)
-    whole = logits_of(model, masks, KEY)
-    halves = [logits_of(model, masks, KEY[rows], PIXELS[rows]) for rows in (slice(0, 2), slice(2, 4))]
+    model, held, _ = model_of(family)
+    whole = logits_of(model, held, KEY)
+    halves = [logits_of(model, held, KEY[rows], PIXELS[rows]) for rows in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(torch.cat(halves), whole, rtol=1e-4, atol=1e-5)
     turned = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(
-        logits_of(model, masks, KEY[turned], PIXELS[turned]), whole[turned], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(logits_of(model, held, KEY[turned], PIXELS[turned]), whole[turned], rtol=1e-4, atol=1e-5)
 
 
 @families
 def test_without_masks_a_model_is_what_timm_made(family):
     """In eval mode, and in train mode with drops off; parameters keep their names."""
-    model, masks, _ = model_of(family)
+    model, held, _ = model_of(family)
     name, fields = FAMILIES[family]
     still = {
         field: 0.0 if "drop" in field and value is not None else value for field, value in (DROPS | fields).items()
@@ -124,27 +129,27 @@ def test_without_masks_a_model_is_what_timm_made(family):
             module.eval()
     with torch.no_grad():
         wanted = plain(PIXELS)
-    torch.testing.assert_close(logits_of(model, masks, None), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(model, held, None), wanted, rtol=1e-4, atol=1e-5)
     model.eval()
-    torch.testing.assert_close(logits_of(model, masks, KEY), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(model, held, KEY), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "densenet"])
 def test_checkpointed_blocks_have_the_same_gradients(family):
     """The backward runs after `with network.drops(key)` has ended, under another key: the forward's masks hold."""
-    model, masks, _ = model_of(family)
+    model, held, _ = model_of(family)
     recomputing = copy.deepcopy(model)
-    theirs = next(module.masks for module in recomputing.modules() if isinstance(module, KeyedDrop))
+    theirs = next(module.held for module in recomputing.modules() if isinstance(module, KeyedDrop))
     blocks = checkpoint_blocks(recomputing, theirs)
     calls = dict.fromkeys(blocks, 0)
     for name in blocks:
         first = next(module for module in recomputing.get_submodule(name).modules() if not list(module.children()))
         first.register_forward_pre_hook(lambda module, inputs, name=name: calls.update({name: calls[name] + 1}))
     gradients = []
-    for network, held in ((model, masks), (recomputing, theirs)):
-        with held.using(KEY):
+    for network, own in ((model, held), (recomputing, theirs)):
+        with drawing(own, KEY):
             loss = network(PIXELS).square().sum()
-        with held.using(KEY.at(1)):  # what the next forward draws from must not matter
+        with drawing(own, KEY.at(1)):  # what the next forward draws from must not matter
             loss.backward()
         gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
     scale = max(float(gradient.abs().max()) for gradient in gradients[0])
@@ -154,15 +159,15 @@ def test_checkpointed_blocks_have_the_same_gradients(family):
 
 
 def test_recomputation_restores_modes_and_leaves_them_as_they_are():
-    model, masks, _ = model_of("vit")
-    blocks = checkpoint_blocks(model, masks)
-    with masks.using(KEY):
+    model, held, _ = model_of("vit")
+    blocks = checkpoint_blocks(model, held)
+    with drawing(held, KEY):
         loss = model(PIXELS).square().sum()
     wanted = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
     model.eval()
-    with masks.using(None):
+    with drawing(held, None):
         found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        assert masks.off
+        assert held.now.masks == "off"
     assert all(not module.training for name in blocks for module in model.get_submodule(name).modules())
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
 
@@ -170,12 +175,12 @@ def test_recomputation_restores_modes_and_leaves_them_as_they_are():
 def test_an_image_gradient_goes_through_recomputed_blocks_of_frozen_weights():
     gradients = []
     for recompute in (False, True):
-        model, masks, _ = model_of("vit")
+        model, held, _ = model_of("vit")
         model.requires_grad_(False)
         if recompute:
-            checkpoint_blocks(model, masks)
+            checkpoint_blocks(model, held)
         images = PIXELS.clone().requires_grad_()
-        with masks.using(KEY):
+        with drawing(held, KEY):
             total = model(images).square().sum()
         gradients += torch.autograd.grad(total, images)
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-6 * gradients[0].abs().max()
@@ -183,18 +188,18 @@ def test_an_image_gradient_goes_through_recomputed_blocks_of_frozen_weights():
 
 @pytest.mark.slow
 def test_compiled_checkpointed_blocks_have_the_same_gradients():
-    model, masks, _ = model_of("vit", depth=1, patch_drop_rate=0.0, attn_drop_rate=0.0, proj_drop_rate=0.0)
+    model, held, _ = model_of("vit", depth=1, patch_drop_rate=0.0, attn_drop_rate=0.0, proj_drop_rate=0.0)
     recomputing = copy.deepcopy(model)
-    theirs = next(module.masks for module in recomputing.modules() if isinstance(module, KeyedDrop))
+    theirs = next(module.held for module in recomputing.modules() if isinstance(module, KeyedDrop))
     checkpoint_blocks(recomputing, theirs)
     compiled = torch.compile(recomputing, backend="aot_eager")
     for update in range(2):
         key = KEY.at(update)
         gradients = []
-        for network, held in ((model, masks), (compiled, theirs)):
-            with held.using(key):
+        for network, own in ((model, held), (compiled, theirs)):
+            with drawing(own, key):
                 loss = network(PIXELS).square().sum()
-            with held.using(key.at(1)):
+            with drawing(own, key.at(1)):
                 gradients.append(torch.autograd.grad(loss, list(network.parameters())))
         scale = max(float(gradient.abs().max()) for gradient in gradients[0])
         for plain, recomputed in zip(*gradients, strict=True):
@@ -202,9 +207,9 @@ def test_compiled_checkpointed_blocks_have_the_same_gradients():
 
 
 def test_recomputed_blocks_are_the_repeated_ones():
-    model, masks, _ = model_of("vit")
-    assert checkpoint_blocks(model) == checkpoint_blocks(model, masks) == ["blocks.0", "blocks.1"]
-    with masks.using(KEY):
+    model, held, _ = model_of("vit")
+    assert checkpoint_blocks(model) == checkpoint_blocks(model, held) == ["blocks.0", "blocks.1"]
+    with drawing(held, KEY):
         loss = model(PIXELS).sum()
     loss.backward()  # asked for twice, done once
     assert checkpoint_blocks(model_of("resnet")[0]) == [f"layer{i}.0" for i in (1, 2, 3, 4)]
@@ -237,27 +242,27 @@ def test_attention_without_dropout_stays_fused():
 @pytest.mark.parametrize("family", ["resnet", "efficientnet", "mobilenet"])
 def test_functional_dropout_before_the_classifier_is_keyed(family):
     """logits = W (h m / (1 - p)) + b, with m the keyed mask of the pooled features h."""
-    model, masks, names = model_of(family, drop_rate=0.5, drop_path_rate=0.0)
+    model, held, names = model_of(family, drop_rate=0.5, drop_path_rate=0.0)
     seen = {}
     model.global_pool.register_forward_hook(lambda *call: seen.update(pooled=call[2]))
-    logits = logits_of(model, masks, KEY)
+    logits = logits_of(model, held, KEY)
     head = model.get_classifier()
-    with torch.no_grad(), masks.using(KEY):
+    with torch.no_grad(), drawing(held, KEY):
         pooled = model.forward_head(model.forward_features(PIXELS), pre_logits=True)
-        mask = KeyedDropout(0.5, len(names) - 1, masks)(torch.ones_like(pooled))
+        mask = KeyedDropout(0.5, len(names) - 1, held)(torch.ones_like(pooled))
         assert torch.equal(logits, F.linear(pooled * mask, head.weight, head.bias))
     assert 0.3 < float((mask == 0).float().mean()) < 0.7
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_a_copied_model_follows_its_own_masks(family):
-    model, masks, _ = model_of(family)
+    model, held, _ = model_of(family)
     copied = copy.deepcopy(model)
-    theirs = {module.masks for module in copied.modules() if isinstance(module, KeyedDrop)}
+    theirs = {module.held for module in copied.modules() if isinstance(module, KeyedDrop)}
     assert len(theirs) == 1
-    assert theirs != {masks}
-    assert torch.equal(logits_of(copied, theirs.pop(), KEY), logits_of(model, masks, KEY))
-    with pytest.raises(ValueError, match="dropout needs a key"), masks.using(KEY):
+    assert theirs != {held}
+    assert torch.equal(logits_of(copied, theirs.pop(), KEY), logits_of(model, held, KEY))
+    with pytest.raises(ValueError, match="dropout needs a key"), drawing(held, KEY):
         copied(PIXELS)
 
 
@@ -266,7 +271,7 @@ def test_a_module_in_two_places_stays_one_module():
 
     shared = nn.Dropout(0.5)
     model = nn.Sequential(shared, nn.Linear(4, 4), shared, nn.Sequential(nn.Dropout2d(0.1), DropPath(0.1)))
-    assert replace_drops(model, Masks()) == ["0", "3.0", "3.1"]
+    assert replace_drops(model, Held()) == ["0", "3.0", "3.1"]
     assert model[0] is model[2]
     assert model[3][0].channels
 
@@ -323,7 +328,7 @@ UNKEYED = {
 def test_what_has_no_keyed_form_is_refused_by_name_unless_its_rate_is_0(kind):
     for rate in (0.25, 0.0):
         model = nn.Sequential(nn.Linear(4, 4), kind(rate), nn.Dropout(0.5))
-        replace_drops(model, Masks())
+        replace_drops(model, Held())
         if rate == 0:
             refuse_unkeyed(model)
         else:
@@ -355,5 +360,5 @@ def test_timms_own_checkpointing_is_refused():
 def test_models_are_judged_by_what_they_would_draw(name):
     """Sequencer can shuffle, EfficientViT can drop branches, DINOv3 can jitter positions: not unless asked to."""
     model = timm_model(name)
-    replace_drops(model, Masks())
+    replace_drops(model, Held())
     refuse_unkeyed(model)

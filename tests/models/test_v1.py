@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from robust_train.keyed import Key
-from robust_train.keyed.noise import Noise, connect
+from robust_train.keyed.mode import Held, Mode, Stream
+from robust_train.keyed.noise import connect
 from robust_train.models.gabor import Cells, kernels
 from robust_train.models.v1 import V1, SummedBlocks, V1Block, V1Sum
 
@@ -40,7 +41,7 @@ def pixels(*shape: int, seed: int = 0) -> Tensor:
 def block(front: V1, channels: int = 3, size: int = 16, seed: int = 0) -> V1Block:
     """In float64, drawing noise from a key."""
     made = V1Block(front, channels, size).double()
-    source = Noise(key=Key(seed))
+    source = Held(Mode(noise=Stream(Key(seed))))
     connect(made, source)
     return made
 
@@ -203,7 +204,7 @@ def test_the_last_cut_at_zero_comes_after_the_noise(noise) -> None:
 
 def fixed(front: V1, **settings: object) -> V1Block:
     made = block(front, **settings)  # type: ignore[arg-type]
-    made.noise.source.mode = "fixed"
+    made.noise.held.settle({"noisy": "fixed"})
     return made
 
 
@@ -295,9 +296,9 @@ def test_what_follows_the_convolution_is_computed_in_float32() -> None:
     assert made.double()(images.double()).dtype == torch.float64
 
 
-def connected(*fronts: V1, learned: bool = False) -> tuple[SummedBlocks, Noise]:
+def connected(*fronts: V1, learned: bool = False) -> tuple[SummedBlocks, Held]:
     summed = SummedBlocks([V1Block(front, 3, 16) for front in fronts], learned).double()
-    source = Noise()
+    source = Held()
     connect(summed, source)
     return summed, source
 
@@ -310,7 +311,7 @@ def test_a_sum_adds_up_its_blocks_whose_noise_is_independent() -> None:
     noise = summed(images) - clean
     # two independent draws of deviation 0.35; one draw taken twice would have 0.7
     assert float(noise.std()) == pytest.approx(0.35 * math.sqrt(2), rel=5 / math.sqrt(2 * noise.numel()))
-    with source.switched("off"):
+    with source.entered({"noisy": "off"}):
         assert_close(summed(images), clean)
 
 

@@ -196,9 +196,12 @@ def test_teachers_are_read_once_and_run_in_the_precision_asked_for(tmp_path: Pat
     rows = torch.arange(2)
     batch = Batch(torch.rand(2, 1, 8, 8), rows, rows, rows)
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), 5)
+    seen: list[str] = []
+    first.each[0].register_forward_pre_hook(lambda member, inputs: seen.append(member.precision))
     for precision in ("bf16", "fp32"):
         Distill(paths, teacher_precision=precision)(network, batch, Key(0).rows(rows), State())
-        assert first.precision == precision
+        assert seen.pop() == precision
+        assert first.precision == "fp32"  # as it was
 
 
 def test_what_cannot_teach_is_refused_with_the_remedy(tmp_path: Path):

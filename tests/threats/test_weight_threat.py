@@ -39,7 +39,7 @@ def network_and_images(checkpointed: bool = False) -> tuple[Network, torch.Tenso
     torch.manual_seed(0)
     network = Network(Blocks(), 3, group=4).double()
     if checkpointed:
-        checkpoint_blocks(network.model, network.masks)
+        checkpoint_blocks(network.model, network.held)
     return network, torch.rand(8, 1, 4, 4).double(), torch.arange(8) % 3, Key(0).rows(torch.arange(8))
 
 
