@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robust_train.engines.engine import Engine
 from robust_train.keyed import Key
