@@ -1,0 +1,54 @@
+"""The nouns every part of the project speaks: batches, losses, schedules, and the roots of the registries.
+
+Nothing of ours is imported here; everything else imports this.
+"""
+
+from robust_train.nouns.learning import Loss, Part, State
+from robust_train.nouns.roots import (
+    Attack,
+    Augmentation,
+    Dataset,
+    Edit,
+    Evaluator,
+    Goal,
+    Mixing,
+    Model,
+    Objective,
+    PerImage,
+    Raising,
+    Score,
+    Threat,
+    Transform,
+)
+from robust_train.nouns.samples import PIXELS, Batch, Extra, Place, Scale, Shape
+from robust_train.nouns.schedule import Noun, Schedule, at, number
+
+__all__ = [
+    "PIXELS",
+    "Attack",
+    "Augmentation",
+    "Batch",
+    "Dataset",
+    "Edit",
+    "Evaluator",
+    "Extra",
+    "Goal",
+    "Loss",
+    "Mixing",
+    "Model",
+    "Noun",
+    "Objective",
+    "Part",
+    "PerImage",
+    "Place",
+    "Raising",
+    "Scale",
+    "Schedule",
+    "Score",
+    "Shape",
+    "State",
+    "Threat",
+    "Transform",
+    "at",
+    "number",
+]

@@ -1,0 +1,42 @@
+"""What a run names by `use:`, and numbers of it that change over the run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+
+class Noun:
+    """A thing that a run names by `use:`. Subclasses are frozen dataclasses, registered in their folder."""
+
+    use: str = ""  # the registered name; set by the registry
+
+
+class Schedule(Noun, ABC):
+    """A number that changes over a run and stands wherever a number stands."""
+
+    @abstractmethod
+    def __call__(self, update: int, updates: int) -> float:
+        """The number at `update` (from 0) of a run of `updates`."""
+
+
+def at(value: Any, update: int, updates: int) -> Any:
+    """`value` with each schedule in it, however deep, replaced by its number at `update` of `updates`."""
+    if isinstance(value, Schedule):
+        return value(update, updates)
+    if is_dataclass(value) and not isinstance(value, type):
+        now = {f.name: at(getattr(value, f.name), update, updates) for f in fields(value) if f.init}
+        changed = {name: new for name, new in now.items() if new is not getattr(value, name)}
+        return replace(value, **changed) if changed else value
+    if isinstance(value, (tuple, list)):
+        entries = [at(entry, update, updates) for entry in value]
+        return value if all(new is old for new, old in zip(entries, value, strict=True)) else type(value)(entries)
+    return value
+
+
+def number(value: float | Schedule) -> float:
+    """A number that may be a schedule in a run, where it must be a number by now."""
+    if isinstance(value, Schedule):
+        raise ValueError(f"{value} stands where a number is needed: take at(..., update, updates) of its holder first")
+    return value
