@@ -72,9 +72,9 @@ def _contexts(block: Any) -> tuple[Any, Any]:
 
 
 class _As:
-    """The mode at construction, and train or eval of each module, for a while; afterwards what it was comes back.
+    """The mode at construction, its edits with it, and train or eval of each module, for a while.
 
-    Entered once for each backward through the block: as often as the graph is retained.
+    Afterwards what it was comes back. Entered once for each backward through the block, as often as the graph is kept.
     """
 
     def __init__(self, block: Any) -> None:
@@ -82,12 +82,17 @@ class _As:
         # statistics count once; and a recomputation may stop before its last group
         self.then = replace(self.held.now, record=False), _flags(block)
         self.now = self.then
+        self.hooks: list[Any] = []
 
     def __enter__(self) -> None:
         self.now = self.held.now, _flags(self.block)
         self._set(self.then)
+        mode, inside = self.then[0], set(self.block.modules()) - {self.block}  # the block's own hooks run around it
+        self.hooks = [layer.register_forward_hook(hook) for layer, hook in mode.edits if layer in inside]
 
     def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
         self._set(self.now)
 
     def _set(self, state: tuple[Mode, dict[nn.Module, bool]]) -> None:

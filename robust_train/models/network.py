@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -118,12 +119,13 @@ class Network(Moded):
         seen: dict[str, Tensor] = {}
         if "" in edits:
             images = edits[""](images)
-        hooks = [self._layer(name).register_forward_hook(_edited(edit, name)) for name, edit in edits.items() if name]
+        edited = tuple((self._layer(name), _edited(edit, name)) for name, edit in edits.items() if name)
+        hooks = [layer.register_forward_hook(hook) for layer, hook in edited]
         hooks += [self._layer(name).register_forward_hook(_tapped(seen, name)) for name in taps]
         # a compiled model looks for no hooks that came after its compilation: it would leave them out in silence
         model = self.model._call_impl if hooks else self.model
-        mode = self.now.of_forward(len(images), images.device, bool(self.noisy))
         try:
+            mode = replace(self.now.of_forward(len(images), images.device, bool(self.noisy)), edits=edited)
             with self.held.under(mode):
                 normal = (images - self.mean) / self.std
                 if self.channels_last:
