@@ -1,0 +1,218 @@
+"""Modules that an objective owns, moves of its own, and updates without a loss of the network."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from robust_train.check import check_room
+from robust_train.engines.plain import PlainEngine
+from robust_train.forecast import rehearse
+from robust_train.keyed import Key
+from robust_train.nouns import Loss, Objective, Part, Place
+from robust_train.objectives.plain import Plain
+from robust_train.read.errors import CheckpointError, ConfigError, NumericsError
+from robust_train.settings.execution import Execution
+from robust_train.settings.keep import Keep
+from robust_train.settings.optimiser import Optimiser
+from tests.engines.players import HEAD, Hebb, Players, Scalar, Shift, Turns
+from tests.engines.restated import restated, standing
+from tests.toys import gone_back, toy_run, trained, weights
+
+CLIPPED = Optimiser(name="momentum", lr=0.02, weight_decay=1e-3, clip=2.0)
+
+
+def engine_of(objective: Objective, folder: Path, updates: int = 6, micro_batch: int | None = None, **changes: Any):
+    changes = {"optimiser": CLIPPED, "engine": Execution(micro_batch=micro_batch), **changes}
+    return PlainEngine(toy_run(objective, folder, updates=updates, **changes), dtype=torch.float64)
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 1e-10) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(
+            value, other[name], rtol=tolerance, atol=tolerance, msg=lambda t, n=name: f"{n}: {t}"
+        )
+
+
+@pytest.mark.parametrize("objective", [Players(), Turns()], ids=lambda one: one.use)
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_two_players_follow_their_plain_restatement(tmp_path: Path, objective: Any, micro_batch: int | None) -> None:
+    """Network, ascending generator and multiplier, head, teacher and memory: every weight, to 1e-10, over 6 updates."""
+    engine = engine_of(objective, tmp_path, micro_batch=micro_batch)
+    trained(engine)
+    expected = restated(engine.run)
+    assert_close(standing(engine), expected[-1])
+    moved = {
+        name.partition("/")[0] for name, value in expected[-1].items() if not torch.equal(value, expected[0][name])
+    }
+    assert moved >= {"network", "generator", "head", "teacher", "memory"}
+
+
+def test_what_rests_is_left_as_it_is(tmp_path: Path) -> None:
+    """Without a total neither decay nor momentum moves a weight; a part that `of` does not name stays too."""
+    seen = []
+
+    class Watched(PlainEngine):
+        def step(self) -> dict[str, float]:
+            metrics = super().step()
+            seen.append((metrics, standing(self)))
+            return metrics
+
+    trained(Watched(toy_run(Turns(), tmp_path, updates=4)))
+    (first, one), (second, two), (_, three), _ = seen
+    assert {"lr", "gradient/norm"} <= set(first)
+    assert not {"lr", "gradient/norm"} & set(second)
+    assert {"gradient/norm/generator", "lr/generator", "loss/fooled"} <= set(second)
+    learnt = {name for name in one if name.startswith("network/") and "running" not in name and "tracked" not in name}
+    assert all(torch.equal(one[name], two[name]) for name in learnt | {"head/weight"})
+    assert not any(torch.equal(two[name], three[name]) for name in learnt)
+    assert torch.equal(two["generator/z"], three["generator/z"])
+    assert not torch.equal(one["generator/z"], two["generator/z"])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_a_local_rule_moves_weights_without_a_loss(tmp_path: Path, micro_batch: int | None) -> None:
+    """Oja: w <- w + rate mean_b y (x - y w), and nothing else moves."""
+    engine = engine_of(Hebb(), tmp_path, micro_batch=micro_batch)
+    network, before = deepcopy(engine.module), weights(engine)
+    with torch.no_grad():
+        for _, batch in zip(range(6), engine.run.batches(Place(), 0), strict=False):
+            batch = batch.to("cpu", torch.float64)
+            with network.drops(None):
+                y, seen = network(batch.images, taps=("layers",))
+            x, w = seen["layers"].flatten(1), network.model.head.head.weight
+            w += 0.02 * torch.stack([torch.outer(b, a - b @ w) for a, b in zip(x, y, strict=True)]).mean(0)
+    lines = trained(engine)
+    assert set(lines[0]) == {"update", "activity"}
+    assert_close({"w": weights(engine)["head.head.weight"]}, {"w": network.model.head.head.weight.detach()})
+    same = {name for name, value in weights(engine).items() if torch.equal(value, before[name])}
+    assert same == set(before) - {"head.head.weight"}
+
+
+def test_parts_are_made_by_the_runs_seed_alone(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first, drawn = engine_of(Players(), tmp_path), torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), drawn)  # making them moves nobody's generator
+    torch.manual_seed(2)
+    one, two = standing(first), standing(engine_of(Players(), tmp_path))
+    other = standing(engine_of(Players(), tmp_path, seed=1))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["generator/z"], other["generator/z"])
+    assert weights(first).keys() == weights(engine_of(Plain(), tmp_path)).keys()
+    assert all(torch.equal(v, weights(engine_of(Plain(), tmp_path))[n]) for n, v in weights(first).items())
+
+
+def test_a_run_with_parts_goes_on_to_the_bit(tmp_path: Path) -> None:
+    """Players, their optimisers, averages and counts: 6 updates equal 3 and 3."""
+    whole = engine_of(Turns(), tmp_path / "whole", checkpoint=Keep(3))
+    lines = trained(whole)
+    again = engine_of(Turns(), tmp_path / "again")
+    gone_back(again, tmp_path / "whole" / "checkpoints" / "00000003")
+    assert trained(again) == lines[3:]
+    assert all(torch.equal(value, standing(whole)[name]) for name, value in standing(again).items())
+    with pytest.raises(CheckpointError, match="holds other parts of the objective than the run's: generator/weights/z"):
+        gone_back(engine_of(Plain(), tmp_path), tmp_path / "whole" / "checkpoints" / "00000003")
+
+
+@dataclass(frozen=True)
+class Broken(Players):
+    """Of one part the scalar is not finite, or only its gradient."""
+
+    gradient: bool = False
+
+    use = "broken"
+
+    def __call__(self, network: Any, batch: Any, key: Any, state: Any) -> Loss:
+        loss = super().__call__(network, batch, key, state)
+        wrong = loss.of["generator"] * float("inf")
+        wrong = loss.of["generator"].detach() + (wrong - wrong.detach()).nan_to_num() if self.gradient else wrong
+        if self.gradient:
+            wrong = wrong + (state.parts["generator"].z * 0).abs().sqrt().sum()  # its slope at 0 is not finite
+        return replace(loss, of={**loss.of, "generator": wrong})
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_part_whose_gradient_is_not_finite_changes_nothing(tmp_path: Path, gradient: bool) -> None:
+    engine = engine_of(Broken(gradient), tmp_path)
+    before = standing(engine)
+    with pytest.raises(
+        NumericsError, match="gradient of part 'generator' is not finite" if gradient else "loss is not"
+    ):
+        trained(engine)
+    assert all(torch.equal(value, before[name]) for name, value in standing(engine).items())
+    assert engine.counts == {}
+
+
+def test_a_rehearsal_leaves_parts_as_they_are(tmp_path: Path) -> None:
+    engine = engine_of(Players(), tmp_path)
+    before = standing(engine)
+    rehearse(engine.run, engine, 4)
+    check_room(engine.run, engine)
+    assert all(torch.equal(value, before[name]) for name, value in standing(engine).items())
+    lines, fresh = trained(engine), trained(engine_of(Players(), tmp_path))
+    assert lines == fresh
+
+
+def test_only_of_speaks_to_a_part(tmp_path: Path) -> None:
+    """The network's backward reaches z too (it descends what z ascends), and leaves no gradient there."""
+    engine = engine_of(Players(), tmp_path)
+    (micro_batch,) = engine.micro_batches(next(engine.run.batches(Place(), 0)))
+    loss = engine.run.objective(engine.network, micro_batch, Key(0).rows(micro_batch.position), engine.state)
+    assert torch.autograd.grad(loss.total, engine.parts.modules["generator"].z, retain_graph=True)[0].abs().max() > 0
+    engine.backward(loss)
+    assert all(p.grad is None for module in engine.parts.modules.values() for p in module.parameters())
+    assert all(p.grad is not None for p in engine.parameters.values())
+
+
+@dataclass(frozen=True)
+class Owning(Objective):
+    """A plain loss, and parts as given."""
+
+    owned: Any
+    of: str = ""
+
+    use = "owning"
+
+    def parts(self, network: Any, data: Any) -> Any:
+        return self.owned(network)
+
+    def __call__(self, network: Any, batch: Any, key: Any, state: Any) -> Loss:
+        loss = Plain()(network, batch, key, state)
+        return replace(loss, of={self.of: loss.total} if self.of else {})
+
+    def cost(self) -> float:
+        return 3
+
+
+@pytest.mark.parametrize(
+    ("owned", "of", "message"),
+    [
+        (lambda n: {"d": Part(nn.BatchNorm1d(3), HEAD)}, "", r"part 'd'.*BatchNorm1d.* would depend on the ranks"),
+        (lambda n: {"d": Part(nn.Dropout(0.5), HEAD)}, "", r"part 'd'.*no key decides"),
+        (lambda n: {"d": Part(n.model.head, HEAD)}, "", r"part 'd'.*shares weights with the network"),
+        (lambda n: {"d": Part(nn.Identity(), HEAD)}, "", r"part 'd'.*no weights to train"),
+        (lambda n: {"a/b": Part(nn.Identity())}, "", r"has no slash"),
+        (lambda n: {"d": Part(Shift(), average_of="c")}, "", r"average_of='c' is neither 'network' nor another part"),
+        (lambda n: {"d": Part(Shift(), average_of="network")}, "", r"has other weights than it.*deepcopy"),
+        (lambda n: {"d": Part(Scalar(1.0))}, "d", r"'d', which is no part with an optimiser"),
+        (lambda n: {"d": Part(Scalar(1.0), HEAD)}, "b", r"'b', which is no part with an optimiser; there are: d"),
+        (
+            lambda n: {"d": Part(Scalar(1.0), Optimiser(name="adamv"))},
+            "",
+            r"part 'd'.optimiser: timm cannot",
+        ),
+    ],
+)
+def test_a_part_that_cannot_be_trained_is_refused(tmp_path: Path, owned: Any, of: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trained(engine_of(Owning(owned, of), tmp_path))
+    with pytest.raises(ValueError, match="only one of them can move a part"):
+        Part(Scalar(1.0), HEAD, average_of="network")
