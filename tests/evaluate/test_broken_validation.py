@@ -17,6 +17,7 @@ from robust_train.engines.plain import PlainEngine
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.transferability import Transferability
+from robust_train.judging import Judge
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.small_cnn import SmallCNN
@@ -78,7 +79,7 @@ def test_validation_counts_what_could_be_read(sets, tmp_path):
     """A run's own validation: of a network that is wrong on some, the mean over the images that are there."""
     run = replace(toy_run(Plain(), tmp_path, batch=8), data=sets[1])
     with PlainEngine(run) as engine:
-        found = engine.evaluate(ATTACK, None)
+        found = Judge(run, engine).evaluate(ATTACK, None)
         images, targets = pictures(COUNT)
         right = engine.module.eval()(images[WHOLE] / 255).argmax(1) == targets[WHOLE]
     assert found["validation/images"] == len(WHOLE)
