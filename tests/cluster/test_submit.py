@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from started_run import ROOT, SMALL, UPDATES, Started, command, environment, metrics, until
+
+from tests.uses.lab import lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -119,6 +122,28 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     assert f"update {UPDATES}/{UPDATES}" in again.out
     assert metrics(folder) == metrics(undisturbed)
     assert json.loads((folder / "summary.json").read_text())["updates"] == UPDATES
+
+
+def test_a_job_finds_the_users_modules_in_the_working_directory(head: Head, tree: Path, tmp_path: Path) -> None:
+    """`ray job submit --working-dir .` with my_lab in it: two ranks; they work in a folder where it is not."""
+    path = lab(tmp_path)
+    shutil.copytree(path.parent / "my_lab", tree / "my_lab")
+    shutil.copy(path, tree / "half.yaml")
+    kept = json.dumps({"env_vars": {"ROBUST_TRAIN_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}})
+    job = ["python", "-m", "launch.train", "half.yaml", "cluster.devices=2", "cluster.cpus=0.5"]
+    sent = head.ray("submit", "--working-dir", ".", "--runtime-env-json", kept, "--", *job, where=tree)
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert (tmp_path / "run" / "checkpoints" / "00000004" / "uses" / "my_lab" / "half.py").exists()
+
+
+def test_a_job_whose_modules_lie_outside_of_the_tree_is_not_sent(tree: Path, tmp_path: Path) -> None:
+    path = lab(tmp_path)
+    shutil.copy(path, tree / "configs" / "outside.yaml")
+    words = [sys.executable, "-m", "launch.submit", "configs/outside.yaml", "--address", "http://127.0.0.1:9"]
+    where = {"PYTHONPATH": os.pathsep.join([str(tree), str(path.parent)])}
+    with command(words, tmp_path, tmp_path / "outside", tree, **where) as run:
+        assert run.wait() == 2, run.out + run.err
+    assert f"uses: a module of the run lies in {path.parent}" in run.err
 
 
 def test_a_job_of_bad_input_ends_with_its_message_and_exit_code_2(head: Head, tree: Path, tmp_path: Path) -> None:
