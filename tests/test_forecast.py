@@ -19,7 +19,7 @@ from robust_train.settings.cluster import Cluster
 from robust_train.settings.execution import Execution
 from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
-from tests.examples import examples
+from tests.registered import every_objective
 from tests.toys import toy_run, trained, weights
 
 
@@ -54,10 +54,10 @@ def generators() -> list:
     return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
-@pytest.mark.parametrize("name", examples(2))
+@pytest.mark.parametrize("name", every_objective(2))
 def test_a_rehearsal_leaves_the_engine_bit_for_bit_as_it_was(name):
     """Weights, gradients, running statistics, what BatchNorm recorded, modes, state, and every random generator."""
-    run = toy_run(examples(2)[name], optimiser=Optimiser("adamw", 0.01), average=Average(0.9), updates=2)
+    run = toy_run(every_objective(2)[name], optimiser=Optimiser("adamw", 0.01), average=Average(0.9), updates=2)
     engine = PlainEngine(run)
     trained(engine)
     engine.updates = 1

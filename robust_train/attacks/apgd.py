@@ -61,6 +61,17 @@ class APGD(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 3, keep: best}
+    - {threat: {use: l2, eps: 0.5}, steps: 3, keep: best}
+    - {threat: {use: l1, eps: 1.5, top: 4}, steps: 3, keep: best}
+    - {threat: {use: linf, eps: 0.1}, steps: 3, loss: dlr, start: zero, eot: 2, keep: best, norm: group, drops: redrawn}
+    - {threat: {use: linf, eps: 0.1}, steps: 4, restarts: 2, compact: 2}
+    - {threat: {use: l2, eps: 0.5}, steps: 4, restarts: 2, compact: 2}
+    - {threat: {use: l1, eps: 1.5, top: 4}, steps: 4, restarts: 2, compact: 2}
+    """
+
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("targets", 0), ("restarts", 1), ("eot", 1), ("compact", 1)):
             if getattr(self, name) < least:

@@ -43,6 +43,12 @@ class AutoAttack(Attack):
     version: Version = "standard"  # which attacks
     attacks: tuple[Attack, ...] = ()  # those of the version custom
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, version: custom, attacks: [{use: fgsm, threat: {use: linf, eps: 0.1}}, {use: pgd,
+      threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}]}
+    """
+
     def __post_init__(self) -> None:
         if (self.version == "custom") != bool(self.attacks):
             raise ValueError(

@@ -84,6 +84,12 @@ class CarliniWagner(_Hinged):
     Costs at most 2 searches steps + 2 forwards.
     """
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, first: 1.0}
+    - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, targeted: true}
+    """
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threat.use != "l2":
@@ -121,6 +127,12 @@ class ElasticNet(_Hinged):
 
     beta: float = 1e-3  # the threshold of the shrinkage, and the weight of the L1 norm in rule EN
     rule: Literal["EN", "L1"] = "EN"  # what of the points that fool is least
+
+    sets_aside = True
+    examples = """
+    - {threat: {use: l1, eps: 1.5}, steps: 3, searches: 2, first: 1.0}
+    - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, abort: false, rule: L1}
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,12 @@ class Restarts(Attack):
     restarts: int  # independent starts
     norm: Norm = "running"  # BatchNorm where the starts are judged
 
+    examples = """
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 1, step_size: 0.1}, restarts: 3}
+    - {attack: {use: pgd, threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 1,
+      step_size: 0.02}, restarts: 1}
+    """
+
     def __post_init__(self) -> None:
         if self.restarts < 1:
             raise ValueError(f"restarts={self.restarts} must be at least 1: it counts starts")
@@ -48,6 +54,10 @@ class Restarts(Attack):
         if self.restarts == 1:
             return next(starts)
         return worst(network, images, starts, targets, key, goal, self.norm, "fooled")
+
+    def reach(self) -> tuple[Threat, ...]:
+        """Those of the attack."""
+        return self.attack.reach()
 
     def cost(self) -> float:
         return self.restarts * (self.attack.cost() + (self.restarts > 1))
@@ -73,6 +83,12 @@ class WorstOf(Attack):
     by: By = "fooled"  # one that fools first, then the larger loss; or the larger loss alone
     norm: Norm = "running"  # BatchNorm where the attacks are judged
 
+    examples = """
+    - {attacks: [{use: pgd, threat: {use: linf, eps: 0.1}, steps: 1, step_size: 0.1}, {use: fgsm, threat: {use: l2, eps:
+      0.5}}]}
+    - {attacks: [{use: fgsm, threat: {use: l1, eps: 1.5}}], by: loss}
+    """
+
     def __post_init__(self) -> None:
         if not self.attacks:
             raise ValueError("attacks is empty: name one or more of them")
@@ -86,6 +102,10 @@ class WorstOf(Attack):
         if len(self.attacks) == 1:
             return next(found)
         return worst(network, images, found, targets, key, goal, self.norm, self.by)
+
+    def reach(self) -> tuple[Threat, ...]:
+        """Those of its attacks."""
+        return tuple(threat for attack in self.attacks for threat in attack.reach())
 
     def cost(self) -> float:
         return sum(attack.cost() + (len(self.attacks) > 1) for attack in self.attacks)

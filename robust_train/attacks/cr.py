@@ -53,6 +53,12 @@ class CR(Attack):
     period: int = 30  # steps from one widening of the ball to the next
     compact: int = 10  # steps between two packings of the images that still stand
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, rounds: 2, steps: 40}
+    - {threat: {use: linf, eps: 0.02}, classes: 1, rounds: 2, steps: 30}
+    """
+
     def __post_init__(self) -> None:
         for name, least in (("classes", 1), ("rounds", 1), ("steps", 1), ("period", 3), ("compact", 1)):
             if getattr(self, name) < least:

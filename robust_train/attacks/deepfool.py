@@ -39,6 +39,12 @@ class DeepFool(NearestAttack):
     candidates: int = 10  # classes looked at, the clean image's likeliest first, its own among them
     overshoot: float = 0.02  # eta: how much further than the face
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: l2, eps: 0.5}, steps: 2}
+    - {threat: {use: linf, eps: 0.1}, steps: 2, candidates: 2}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use not in ("l2", "linf"):
             raise ValueError(f"threat={self.threat.use}: DeepFool's steps are those of l2 or linf; give one of them")

@@ -51,6 +51,13 @@ class FAB(NearestAttack):
     restarts: int = 1  # runs for each target; all but the first start at random
     compact: int = 10  # steps between two packings of the images that still stand
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 3, targets: 2, compact: 2}
+    - {threat: {use: l2, eps: 0.3}, steps: 3, restarts: 2}
+    - {threat: {use: l1, eps: 1.5}, steps: 3, targets: 2}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use not in ("linf", "l2", "l1"):
             raise ValueError(f"threat={self.threat.use}: fab steps in linf, l2 and l1; give one of them")

@@ -32,6 +32,11 @@ class FGSM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
 
+    examples = """
+    - {threat: {use: linf, eps: 0.1}}
+    - {threat: {use: l2, eps: 0.5}, norm: group}
+    """
+
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
         size = self.radii * number(self.threat.eps)
@@ -54,6 +59,11 @@ class FGSMRS(Attack):
     radii: float = 1.25  # length of the step, in radii of the threat model
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
+
+    examples = """
+    - {threat: {use: linf, eps: 0.1}}
+    - {threat: {use: l1, eps: 1.5}, drops: redrawn}
+    """
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
@@ -81,6 +91,11 @@ class NFGSM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off or drawn once
 
+    examples = """
+    - {threat: {use: linf, eps: 0.05}}
+    - {threat: {use: linf, eps: 0.05}, noise: 1.0, norm: group, drops: frozen}
+    """
+
     def __post_init__(self) -> None:
         if self.noise < 0:
             raise ValueError(f"noise={self.noise:g} must not be negative: it is a half-width, in radii")
@@ -94,7 +109,7 @@ class NFGSM(Attack):
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], within (noise + 1) eps, without a graph."""
         eps = number(self.threat.eps)
-        wide = self.reach()
+        (wide,) = self.reach()
         key = key.naming(images)
         with attacked(network, self.norm, key):
             z = replace(self.threat, eps=self.noise * eps).start(images, key.of("start"))
@@ -102,9 +117,9 @@ class NFGSM(Attack):
             _, slope, _ = see.slope(wide.apply(images, z), key, 0)
             return wide.apply(images, wide.step(images, z, slope, eps))
 
-    def reach(self) -> Linf:
-        """The threat model its images lie in: the ball of (k + 1) eps, which no step leaves."""
-        return replace(self.threat, eps=(self.noise + 1) * number(self.threat.eps))
+    def reach(self) -> tuple[Linf]:
+        """The ball of (k + 1) eps, which no step leaves."""
+        return (replace(self.threat, eps=(self.noise + 1) * number(self.threat.eps)),)
 
     def cost(self) -> float:
         return 2

@@ -48,6 +48,13 @@ class HopSkipJump(NearestAttack):
     most: int = 10000  # queries of an estimate at most
     tries: int = 100  # uniform images to start from
 
+    sets_aside = True
+    by_row = False  # noise goes by the images still at work
+    examples = """
+    - {threat: {use: l2, eps: 0.5}, steps: 2, first: 10}
+    - {threat: {use: linf, eps: 0.1}, steps: 2, first: 10, tries: 5}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use not in ("l2", "linf"):
             raise ValueError(f"threat={self.threat.use}: HopSkipJump's steps are those of l2 or linf; give one of them")

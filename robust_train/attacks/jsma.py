@@ -41,6 +41,12 @@ class JSMA(Attack):
     together: Literal[1, 2] = 2  # features moved a step
     towards: Literal["away", "likeliest", "random"] = "away"  # from the label, or to a wrong class
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: l0, eps: 6}, steps: 3}
+    - {threat: {use: l0, eps: 5}, steps: 4, theta: -0.3, together: 1, towards: random}
+    """
+
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative: it counts saliency maps")

@@ -45,6 +45,12 @@ class LBFGS(NearestAttack):
     bisections: int = 10  # solves between a kappa that lands and one that does not
     targets: int = 0  # 0: a wrong class drawn for each image; else so many of the likeliest ones, the nearest kept
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: l2, eps: 0.5}, steps: 3, bisections: 1}
+    - {threat: {use: l2, eps: 0.5}, steps: 3, bisections: 0, targets: 2}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use != "l2":
             raise ValueError(f"threat={self.threat.use}: lbfgs makes the L2 norm small; give it l2")

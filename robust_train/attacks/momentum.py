@@ -31,6 +31,11 @@ class BIM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}
+    - {threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.3, norm: group, drops: frozen}
+    """
+
     def __post_init__(self) -> None:
         _refuse_negative(self.steps)
 
@@ -63,6 +68,12 @@ class MIFGSM(Attack):
     scales: int = 1  # gradients averaged a step, of the image divided by 1, 2, 4, ...
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
+
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 3, step_size: 0.05}
+    - {threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 2, step_size: 0.01,
+      momentum: 0.5, look_ahead: true, scales: 2, norm: group, drops: redrawn}
+    """
 
     def __post_init__(self) -> None:
         _refuse_negative(self.steps)

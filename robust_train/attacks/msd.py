@@ -35,6 +35,12 @@ class MSD(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    examples = """
+    - {threats: [{use: linf, eps: 0.1}, {use: l2, eps: 0.5}, {use: l1, eps: 1.5, top: 4}], steps: 2, step_sizes: [0.05,
+      0.3, 1.0]}
+    - {threats: [{use: linf, eps: 0.1}], steps: 2, step_sizes: [0.05], norm: group, drops: redrawn}
+    """
+
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative: it counts gradients")
@@ -63,6 +69,10 @@ class MSD(Attack):
                 z = steepest.z
                 best.see(z, steepest.value)  # type: ignore[arg-type]  # some threat was looked at
             return first.apply(images, best.z)
+
+    def reach(self) -> tuple[Ball, ...]:
+        """The balls of the union."""
+        return self.threats
 
     def cost(self) -> float:
         return self.steps * (2 + len(self.threats))

@@ -38,6 +38,12 @@ class OnePixel(Attack):
     generations: int = 100  # times they are replaced
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: l0, eps: 1}, population: 4, generations: 3}
+    - {threat: {use: l0, eps: 3}, population: 5, generations: 2, drops: redrawn}
+    """
+
     def __post_init__(self) -> None:
         if self.population < 3:
             raise ValueError(f"population={self.population} must be at least 3: a candidate is made of three others")

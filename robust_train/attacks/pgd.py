@@ -39,6 +39,18 @@ class PGD(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}
+    - {threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.3}
+    - {threat: {use: l1, eps: 1.5, top: 4}, steps: 2, step_size: 1.0}
+    - {threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 2, step_size: 0.01,
+      start: zero, targets: random, norm: group, drops: frozen}
+    - {threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 2, step_size: 0.01,
+      start: noise}
+    - {threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: noise, keep: best, eot: 2, drops: redrawn}
+    - {threat: {use: linf, eps: 0.1}, steps: 0, step_size: 0.05, keep: best}
+    """
+
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative: it counts gradients")

@@ -133,6 +133,13 @@ class NES(QueryAscent):
     compact: int = 5  # steps between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 3, step_size: 0.05, samples: 4, compact: 1}
+    - {threat: {use: l2, eps: 0.5}, steps: 3, step_size: 0.3, samples: 4, compact: 1}
+    - {threat: {use: l1, eps: 1.5, top: 4}, steps: 3, step_size: 1.0, samples: 4, compact: 1}
+    """
+
     def __post_init__(self) -> None:
         _refuse_senseless(self)
         if not 0 <= self.momentum < 1:
@@ -170,6 +177,12 @@ class SPSA(QueryAscent):
     sigma: float = 0.01  # how far from the point the queries are, in each pixel
     compact: int = 5  # steps between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
+
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, steps: 3, samples: 4, compact: 2, drops: frozen}
+    - {threat: {use: l2, eps: 0.5}, steps: 2, samples: 4}
+    """
 
     def __post_init__(self) -> None:
         _refuse_senseless(self)

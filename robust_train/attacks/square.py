@@ -55,6 +55,14 @@ class Square(Attack):
     compact: int = 20  # queries between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, queries: 25, compact: 6}
+    - {threat: {use: l2, eps: 0.5}, queries: 25, compact: 6}
+    - {threat: {use: l1, eps: 1.5, top: 4}, queries: 25, compact: 6}
+    - {threat: {use: linf, eps: 0.1}, queries: 3, drops: redrawn}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use not in ("linf", "l2", "l1"):
             raise ValueError(f"threat={self.threat.use}: square has windows for linf, l2 and l1; give one of them")

@@ -43,6 +43,12 @@ class UAP(Attack):
     overshoot: float = 0.02  # of DeepFool
     group: int = 128  # consecutive images that share a perturbation, where it is called as an attack
 
+    sets_aside = True
+    examples = """
+    - {threat: {use: linf, eps: 0.1}, passes: 1, steps: 2, group: 4}
+    - {threat: {use: l2, eps: 0.5}, passes: 2, fooling: 1.0, steps: 2, group: 2}
+    """
+
     def __post_init__(self) -> None:
         if self.threat.use not in ("linf", "l2"):
             raise ValueError(f"threat={self.threat.use}: universal perturbations are projected on linf or l2; give one")

@@ -45,6 +45,8 @@ def built(augmentation: ImageAugmentation, size: int, channels: int, crop: float
 class NoAugmentation(ImageAugmentation):
     """Nothing: images as evaluation sees them."""
 
+    examples = "- {}"
+
     def build(self, size: int, channels: int, crop: float) -> Augmented:
         return lambda image: pixels(fit(image, size, crop))
 
@@ -56,6 +58,11 @@ class CropFlip(ImageAugmentation):
 
     pad: int = 4  # pixels of zeros on each side
     flip: float = 0.5  # probability of the mirror image; 0 for digits and the like
+
+    examples = """
+    - {}
+    - {pad: 1, flip: 0.0}
+    """
 
     def __post_init__(self) -> None:
         if self.pad < 0:
@@ -81,6 +88,8 @@ class AffineFlip(ImageAugmentation):
     shift: float = 0.05  # largest shift either way, as a share of the side
     scale: tuple[float, float] = (1.0, 1.2)  # the image's size, as a share of its own
     flip: float = 0.5  # probability of the mirror image
+
+    examples = "- {}"
 
     def __post_init__(self) -> None:
         if self.degrees < 0:
@@ -111,6 +120,11 @@ class Inception(ImageAugmentation):
     flip: float = 0.5  # probability of the mirror image
     jitter: float = 0.4  # largest relative change of brightness, contrast and saturation; 0: none
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"  # of the resize; random: either, for each image
+
+    examples = """
+    - {}
+    - {scale: [0.25, 1.0], jitter: 0.0, interpolation: bilinear}
+    """
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -158,6 +172,11 @@ class Heavy(Inception):
     policy: str = "rand-m9-mstd0.5-inc1"  # timm's name of the RandAugment policy; rand-m15-n2 for the ViT recipe
     erasing: float = 0.25  # probability that a rectangle is erased
     fill: Literal["mean", "noise"] = "noise"  # what stands in it: ImageNet's mean colour, or noise about it
+
+    examples = """
+    - {}
+    - {fill: mean}
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

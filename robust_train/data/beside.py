@@ -23,6 +23,8 @@ class Beside(Dataset):
     task: Dataset  # what the network learns and is judged on
     other: Dataset  # what comes along: {use: shards, labelled: false, extra: {resp: {shape: [89]}}, ...}
 
+    examples = "- {task: {use: digits}, other: {use: shards, train: other.tar, classes: 10, size: 8, channels: 1}}"
+
     @property
     def classes(self) -> int:
         """The task's."""

@@ -38,6 +38,11 @@ class Digits(Dataset):
     workers: int = 0  # processes a rank that decode; 0: the training process itself
     views: int = 1  # augmented views of each training image, each drawn anew
 
+    examples = """
+    - {}
+    - {workers: 1, augment: affine-flip}
+    """
+
     @property
     def classes(self) -> int:
         """Ten."""

@@ -60,6 +60,12 @@ class Mixup(Mixing):
     smoothing: float = 0.0  # label smoothing, before mixing
     group: int = 128  # consecutive positions that mix among themselves (a paper's batch on one device)
 
+    examples = """
+    - {group: 4}
+    - {alpha: 0.0, cutmix: 1.0, group: 4}
+    - {cutmix: 1.0, smoothing: 0.1, group: 4}
+    """
+
     def __post_init__(self) -> None:
         for name in ("alpha", "cutmix"):
             if getattr(self, name) < 0:

@@ -56,6 +56,11 @@ class Shards(Dataset):
     extra: Mapping[str, Extra] = field(default_factory=dict)  # training samples carry beside: {resp: {shape: [89]}}
     listed: str | None = None  # file of image names, one a line, such as RobustBench's: evaluation takes those alone
 
+    examples = """
+    - {train: 'train-{0000..0003}.tar', validation: [val.tar], classes: 10, size: 32,
+      augment: {use: crop-flip, flip: 0.0}}
+    """
+
     def __post_init__(self) -> None:
         for name in ("classes", "size", "streams", "window", "views"):
             if getattr(self, name) < 1:

@@ -69,6 +69,8 @@ class ImageNetA(SomeClasses):
 
     which: ClassVar[Subset] = "a"
 
+    examples = "- {folder: images}"
+
 
 @datasets.register("imagenet-r")
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class ImageNetR(SomeClasses):
 
     which: ClassVar[Subset] = "r"
 
+    examples = "- {folder: images}"
+
 
 @datasets.register("imagenet-sketch")
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class ImageNetSketch(Synsets):
     Wang et al. 2019 (arXiv 1905.13549).
     """
 
+    examples = "- {folder: images}"
+
 
 @datasets.register("stylized-imagenet")
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class StylizedImageNet(Synsets):
 
     Geirhos et al. 2019 (arXiv 1811.12231). Its images are 224 pixels wide: crop=1 judges them whole.
     """
+
+    examples = "- {folder: images}"
 
 
 @datasets.register("imagenet-v2")
@@ -109,6 +117,8 @@ class ImageNetV2(Shift):
     """
 
     among: ClassVar[str] = "class numbers, 0 to 999"
+
+    examples = "- {folder: images}"
 
     @property
     def label(self) -> str:
@@ -137,6 +147,8 @@ class ObjectNet(Shift):
 
     border: ClassVar[int] = 2
     among: ClassVar[str] = "objects, as in folder_to_objectnet_label.json"
+
+    examples = "- {folder: images}"
 
     @property
     def home(self) -> Path:
@@ -168,6 +180,8 @@ class ImageNetReal(Shift):
 
     among: ClassVar[str] = "anything: only file names such as ILSVRC2012_val_00000001.JPEG count"
 
+    examples = "- {folder: images}"
+
     def answers(self, key: str, label: int | None) -> tuple[int, ...]:
         """Those of the image's number; none where nobody knows."""
         found = VALIDATION.search(key)
@@ -189,6 +203,8 @@ class ImageNet(Synsets):
 
     ground_truth: str | None = None  # of a flat folder: a class a line, or NAME and class, or LOC_val_solution.csv
     only: Subset | None = None  # a, r: the images and logits of ImageNet-A's or -R's 200 classes alone
+
+    examples = "- {folder: images}"
 
     @property
     def label(self) -> str:

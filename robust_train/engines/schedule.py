@@ -28,6 +28,8 @@ class Ramp(Schedule):
     start: float = 0.0  # the number before the ramp
     wait: float = 0.0  # updates before the ramp begins; below 1: a fraction of the run
 
+    examples = "- {to: 2.0, updates: 4}"
+
     def __call__(self, update: int, updates: int) -> float:
         length = span(self.updates, updates)
         done = 1.0 if length <= 0 else min(1.0, max(0.0, update - span(self.wait, updates)) / length)
@@ -50,6 +52,8 @@ class Cosine(Schedule):
     start: float = 0.0  # the value at update 0 of the warm-up
     end: float = 0.0  # the value that the last update approaches
 
+    examples = "- {peak: 0.1, warmup: 2}"
+
     def __call__(self, update: int, updates: int) -> float:
         warmup = span(self.warmup, updates)
         if update < warmup:
@@ -71,6 +75,8 @@ class Steps(Schedule):
     factor: float = 0.1  # what it is multiplied by
     warmup: float = 0.0  # updates of linear warm-up from 0; below 1: a fraction of the run
 
+    examples = "- {value: 0.1, milestones: [4, 8]}"
+
     def __call__(self, update: int, updates: int) -> float:
         warmup = span(self.warmup, updates)
         if update < warmup:
@@ -87,6 +93,8 @@ class Linear(Schedule):
     """
 
     points: tuple[tuple[float, float], ...]  # (update or fraction of the run, value)
+
+    examples = "- {points: [[0, 0.0], [4, 1.0]]}"
 
     def __post_init__(self) -> None:
         places = [place for place, _ in self.points]

@@ -55,6 +55,8 @@ class Robustness(Evaluator):
     checks: int = 100  # images that the flags' own attacks are made on, the first of them; 0: none of those attacks
     points: bool = False  # keep every adversarial image, to save them
 
+    examples = "- {threats: [{use: linf, eps: 0.1}, {use: l2, eps: 0.5}], steps: 2, images: 8}"
+
     def __post_init__(self) -> None:
         least = {"steps": 1, "restarts": 1, "curve": 0, "chunk": 1, "images": 1, "passes": 1, "checks": 0}
         for name, bound in least.items():

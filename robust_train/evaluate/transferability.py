@@ -37,9 +37,9 @@ class Unbounded(Attack):
         """Whose norm is made small."""
         return self.attack.threat
 
-    def reach(self) -> Threat:
+    def reach(self) -> tuple[Threat]:
         """Every distance is allowed."""
-        return replace(self.attack.threat, eps=math.inf)  # type: ignore[type-var]
+        return (replace(self.attack.threat, eps=math.inf),)  # type: ignore[type-var]
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
         """The points [B, ...] in [0, 1]; the image itself where nothing fooled."""

@@ -106,8 +106,7 @@ def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
     """[n] distances. Raises NumericsError for a point that the threat model does not allow."""
     attack = trial.attack
     assert attack is not None
-    reach = getattr(attack, "reach", None)
-    threat: Any = attack.threat if reach is None else reach()
+    threat: Any = attack.reach()[0]
     far = threat.distance(images, points).float().cpu()
     most = threat.eps * (1 + 1e-5) + 1e-7
     if bool((far > most).any()) or float(points.amin()) < 0 or float(points.amax()) > 1:

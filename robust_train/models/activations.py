@@ -28,6 +28,11 @@ class Activations(Edit):
 
     name: Activation  # in place of ReLU
 
+    examples = """
+    - {name: gelu}
+    - {name: silu}
+    """
+
     def __call__(self, model: nn.Module, shape: Shape, classes: int) -> None:
         replace_relus(model, self.name)
 

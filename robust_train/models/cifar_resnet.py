@@ -28,6 +28,8 @@ class PreActResNet(Model):
 
     depth: Literal[18, 34, 50] = 18  # layers with weights; 50 has bottleneck blocks
 
+    examples = "- {}"
+
     def build(self, classes: int, shape: Shape) -> nn.Module:
         channels, _ = square(shape, self.use)
         model = Chain()
@@ -64,6 +66,8 @@ class WideResNet(Model):
     depth: int = 28  # layers with weights: 6 n + 4
     width: int = 10  # the widening factor w
     drop_rate: float = 0.0  # dropout between the convolutions of a block
+
+    examples = "- {depth: 10, width: 2}"
 
     def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:

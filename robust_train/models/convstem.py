@@ -34,6 +34,8 @@ class ConvStem(Edit):
 
     width: int | None = None  # channels of a ViT's first convolution; null: 48, and D / 8 below D = 384
 
+    examples = "- {width: 8}"
+
     def __post_init__(self) -> None:
         if self.width is not None and self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1: channels of the first convolution")

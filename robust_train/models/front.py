@@ -57,6 +57,8 @@ class ConvFront(FrontEnd):
     stride: int = 1  # of the convolution
     pool: int = 2  # stride of the 3x3 max-pooling; 1: none
 
+    examples = "- {ksize: 3, pool: 1}"
+
     def __post_init__(self) -> None:
         if self.ksize < 1 or self.ksize % 2 == 0:
             raise ValueError(f"ksize={self.ksize} must be odd: a kernel has a centre")

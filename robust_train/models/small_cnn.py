@@ -20,6 +20,8 @@ class SmallCNN(Model):
     widths: tuple[int, ...] = (32, 64, 64, 128)  # channels of each convolution
     strides: tuple[int, ...] = (2, 2, 1, 2)  # stride of each convolution
 
+    examples = "- {}"
+
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.strides):
             raise ValueError(
@@ -50,6 +52,8 @@ class SmallResNet(Model):
 
     widths: tuple[int, ...] = (32, 64, 128)  # channels of each block; every block but the first halves the image
     stem_stride: int = 2  # stride of the first convolution
+
+    examples = "- {}"
 
     def build(self, classes: int, shape: Shape) -> nn.Module:
         channels, _ = square(shape, self.use)

@@ -39,6 +39,11 @@ class Timm(Model):
     patch_size: int | None = None  # pixels a patch is wide; 4 for a ViT at 32 pixels; null: the model's own
     options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the model: {init_values: 1e-4}
 
+    examples = """
+    - {name: test_resnet}
+    - {name: test_vit, patch_size: 8}
+    """
+
     def __post_init__(self) -> None:
         for name in ("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate"):
             rate = getattr(self, name)

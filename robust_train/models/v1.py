@@ -61,6 +61,8 @@ class V1(FrontEnd):
     independent_quadrature_color: bool = False  # q_90 on a colour of its own, as the first published code drew it
     lgn: Subcortical | None = None  # retina and LGN before it; {}: as tuned; its 4 channels take the colours' place
 
+    examples = "- {visual_degrees: 0.5, ksize: 5, stride: 2, simple: 4, complex: 4}"
+
     def __post_init__(self) -> None:
         if self.ksize < 1 or self.ksize % 2 == 0:
             raise ValueError(f"ksize={self.ksize} must be odd: a kernel has a centre")
@@ -113,6 +115,8 @@ class V1Sum(FrontEnd):
 
     blocks: tuple[V1, ...]  # their noise is independent
     learned: bool = False  # whether the weights are trained
+
+    examples = "- {blocks: [{visual_degrees: 0.5, ksize: 5, stride: 2, simple: 4, complex: 4}]}"
 
     def __post_init__(self) -> None:
         shapes = {(block.simple + block.complex, block.stride) for block in self.blocks}

@@ -91,6 +91,8 @@ class Attack(Noun, ABC):
     """A search in a threat model for what fools a network. Network parameters, modes and gradients stay untouched."""
 
     threat: Threat
+    sets_aside: bool = False  # whether images that have fallen cost no more: then `cost` is the most that a call costs
+    by_row: bool = True  # whether an image's point is the same in any batch where the network draws noise of its own
 
     @abstractmethod
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
@@ -106,6 +108,10 @@ class Attack(Noun, ABC):
     def goals(self) -> int:
         """How often a call makes its goal."""
         return int(self.cost() > 0)
+
+    def reach(self) -> tuple[Threat, ...]:
+        """The threat models one of which each of its images lies in: its own, of a union each."""
+        return (self.threat,)
 
     @property
     def label(self) -> str:

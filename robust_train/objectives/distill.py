@@ -47,6 +47,16 @@ class Distill(Objective):
     teacher_sees: Literal["clean", "attacked"] = "clean"  # t is said of x, or of x' (then beta must be 1)
     teacher_precision: Precision = "bf16"  # of the teachers' forwards
 
+    examples = """
+    - {teachers: [NETWORK/0, NETWORK/1], draws: 2, teacher_precision: fp32}
+    - {teachers: [NETWORK/0, NETWORK/1], alpha: 0.7, mean: probabilities, teacher_precision: fp32,
+      attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
+    - {teachers: [NETWORK/1], temperature: 1.0, alpha: 1.0, beta: 5/6, raises: teacher, teacher_precision: fp32,
+      attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
+    - {teachers: [NETWORK/0], teacher_sees: attacked, teacher_precision: fp32,
+      attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
+    """
+
     def __post_init__(self) -> None:
         if not self.teachers:
             raise ValueError("teachers is empty: name checkpoints to learn from, such as [runs/a, runs/b]")

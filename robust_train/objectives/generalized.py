@@ -48,6 +48,23 @@ class Generalized(Objective):
     weights: Weights | None = None  # perturb the weights too; null: images only
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attacks' losses have none
 
+    examples = """
+    - {join: average, weights: {gamma: 0.01, group: 4}, attacks: [
+      {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05},
+      {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2}]}
+    - {join: maximum, attacks: [
+      {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05},
+      {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2}]}
+    - {join: msd, attacks: [
+      {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: zero, keep: best},
+      {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2, start: zero, keep: best}]}
+    - {join: sample, attacks: [
+      {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05},
+      {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2}]}
+    - {join: sample, weights: {gamma: 0.01, group: 4}, attacks: [
+      {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}]}
+    """
+
     def __post_init__(self) -> None:
         if not self.attacks:
             raise ValueError("attacks is empty: name one or more of them")

@@ -34,6 +34,11 @@ class Interpolated(Objective):
     layers: Literal["input", "stages"] | tuple[str, ...] = "input"  # where: pixels; pixels or a stage; or these layers
     smoothing: float = 0.0  # label smoothing, in [0, 1), before mixing
 
+    examples = """
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, group: 4}
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, group: 4, layers: stages}
+    """
+
     def __post_init__(self) -> None:
         if self.alpha < 0:
             raise ValueError(f"alpha={self.alpha:g} must not be negative: it shapes Beta(alpha, alpha)")

@@ -24,6 +24,13 @@ class Madry(Objective):
     attack: Attack  # what makes the training images
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attack's loss has none
 
+    examples = """
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, norm: group, drops: frozen}}
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, keep: best, eot: 2, drops: redrawn}}
+    - {attack: {use: n-fgsm, threat: {use: linf, eps: 0.1}}, smoothing: 0.1}
+    """
+
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
         adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"))
 

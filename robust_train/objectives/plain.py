@@ -24,6 +24,11 @@ class Plain(Objective):
     smoothing: float = 0.0  # label smoothing, in [0, 1)
     loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: each class a yes-or-no question
 
+    examples = """
+    - {smoothing: 0.1}
+    - {}
+    """
+
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
         with network.drops(key.of("drops")):
             logits = network(batch.images)

@@ -31,6 +31,11 @@ class PyramidTraining(Objective):
     weight: Number = 1.0  # of the attacked images' loss
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attack's loss has none
 
+    examples = """
+    - {attack: {use: pgd, threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 2,
+      step_size: 0.01, start: zero, targets: random, norm: group, drops: frozen}, loss: sigmoid}
+    """
+
     def __post_init__(self) -> None:
         if isinstance(self.weight, (int, float)) and not self.weight >= 0:
             raise ValueError(f"weight={self.weight:g} must not be negative: it weighs the attacked images' loss")

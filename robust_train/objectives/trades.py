@@ -40,6 +40,12 @@ class Trades(Objective):
     beta: Number  # weight of the second term: 6 on CIFAR-10, 1 on MNIST
     smoothing: float = 0.0  # label smoothing of the first term, in [0, 1)
 
+    examples = """
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: noise}, beta: 6.0}
+    - {attack: {use: restarts, attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, restarts:
+      2}, beta: 1.0, smoothing: 0.1}
+    """
+
     def __post_init__(self) -> None:
         if isinstance(self.beta, (int, float)) and not self.beta >= 0:
             raise ValueError(f"beta={self.beta:g} must not be negative: it weighs the robust term")

@@ -32,6 +32,11 @@ class L1(Ball):
     eps: Number  # radius, the sum over all pixels of an image in [0, 1]: 12 for CIFAR-10, 255 for ImageNet
     top: float = 0.05  # pixels a step moves: below 1 a share of the image's, else how many
 
+    examples = """
+    - {eps: 1.5}
+    - {eps: 1.5, top: 6}
+    """
+
     def __post_init__(self) -> None:
         refuse_negative(self.eps)
         if self.top <= 0:

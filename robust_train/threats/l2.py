@@ -26,6 +26,8 @@ class L2(Ball):
 
     eps: Number  # radius, Euclidean over all pixels of an image in [0, 1]: 128/255 for CIFAR-10, 3.0 for ImageNet
 
+    examples = "- {eps: 0.5}"
+
     def __post_init__(self) -> None:
         refuse_negative(self.eps)
 

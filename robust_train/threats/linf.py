@@ -26,6 +26,8 @@ class Linf(Ball):
 
     eps: Number  # radius, pixels in [0, 1]: 8/255 is eight grey levels
 
+    examples = "- {eps: 0.1}"
+
     def __post_init__(self) -> None:
         if isinstance(self.eps, (int, float)) and not 0 <= self.eps <= 1:
             raise ValueError(

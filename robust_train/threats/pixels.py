@@ -27,6 +27,8 @@ class L0(Ball):
 
     eps: Number  # how many pixels may change
 
+    examples = "- {eps: 5}"
+
     def __post_init__(self) -> None:
         refuse_negative(self.eps)
         if isinstance(self.eps, float) and not self.eps.is_integer():

@@ -36,6 +36,11 @@ class Pyramid(Threat):
     multipliers: tuple[float, ...] = (20.0, 10.0, 1.0)  # m_s, one a level
     clips: Literal["each", "sum"] = "each"  # to [0, 1] after each level, in their order, or once
 
+    examples = """
+    - {eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}
+    - {eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0], clips: sum}
+    """
+
     def __post_init__(self) -> None:
         if isinstance(self.eps, (int, float)) and not 0 <= self.eps <= 1:
             raise ValueError(f"eps={self.eps:g} is not in [0, 1]: pixels live in [0, 1], so say eps={self.eps:g}/255")

@@ -57,7 +57,7 @@ def test_n_fgsm_starts_anywhere_within_k_radii():
     start = attack(rising, images, torch.zeros(4000).long(), Key(0)) - images - 0.05
     level = (start[:, 0] / 0.1 / 2 + 0.5).sort().values
     assert (level - (torch.arange(4000) + 0.5) / 4000).abs().max() < 1.95 / 4000**0.5  # Kolmogorov, 0.1 %
-    assert attack.reach() == Linf(0.05 * 3)
+    assert attack.reach() == (Linf(0.05 * 3),)
 
 
 def test_noise_beyond_the_range_of_pixels_is_refused():

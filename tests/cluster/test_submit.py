@@ -132,6 +132,7 @@ def test_a_job_finds_the_users_modules_in_the_working_directory(head: Head, tree
     kept = json.dumps({"env_vars": {"ROBUST_TRAIN_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}})
     job = ["python", "-m", "launch.train", "half.yaml", "cluster.devices=2", "cluster.cpus=0.5"]
     sent = head.ray("submit", "--working-dir", ".", "--runtime-env-json", kept, "--", *job, where=tree)
+    shutil.rmtree(tree / "my_lab")
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert (tmp_path / "run" / "checkpoints" / "00000004" / "uses" / "my_lab" / "half.py").exists()
 

@@ -10,93 +10,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from robust_train.attacks.apgd import APGD
-from robust_train.attacks.autoattack import AutoAttack
-from robust_train.attacks.carlini import CarliniWagner, ElasticNet
-from robust_train.attacks.combine import Restarts, WorstOf
-from robust_train.attacks.cr import CR
-from robust_train.attacks.deepfool import DeepFool
-from robust_train.attacks.fab import FAB
-from robust_train.attacks.fgsm import FGSM, FGSMRS, NFGSM
-from robust_train.attacks.hopskipjump import HopSkipJump
-from robust_train.attacks.jsma import JSMA
-from robust_train.attacks.lbfgs import LBFGS
-from robust_train.attacks.momentum import BIM, MIFGSM
-from robust_train.attacks.msd import MSD
-from robust_train.attacks.onepixel import OnePixel
-from robust_train.attacks.pgd import PGD
-from robust_train.attacks.queries import NES, SPSA
-from robust_train.attacks.square import Square
-from robust_train.attacks.universal import UAP
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.v1 import V1, V1Block
 from robust_train.nouns import Attack, Raising, Threat
 from robust_train.read.registry import attacks
-from robust_train.threats.l1 import L1
-from robust_train.threats.l2 import L2
-from robust_train.threats.linf import Linf
-from robust_train.threats.pixels import L0
-from robust_train.threats.pyramid import Pyramid
 from tests.flops import counting
+from tests.registered import examples
 
-BALLS, SIZES = (Linf(0.1), L2(0.5), L1(1.5, top=4)), (0.05, 0.3, 1.0)
-PYRAMID = Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0))
-EXAMPLES: dict[str, list[Attack]] = {
-    "pgd": [
-        *(PGD(ball, 2, size) for ball, size in zip(BALLS, SIZES, strict=True)),
-        PGD(PYRAMID, 2, 0.01, "zero", targets="random", drops="frozen", norm="group"),
-        PGD(PYRAMID, 2, 0.01, "noise"),
-        PGD(Linf(0.1), 2, 0.05, "noise", "best", eot=2, drops="redrawn"),
-        PGD(Linf(0.1), 0, 0.05, keep="best"),
-    ],
-    "fgsm": [FGSM(Linf(0.1)), FGSM(L2(0.5), norm="group")],
-    "fgsm-rs": [FGSMRS(Linf(0.1)), FGSMRS(L1(1.5), drops="redrawn")],
-    "n-fgsm": [NFGSM(Linf(0.05)), NFGSM(Linf(0.05), 1.0, norm="group", drops="frozen")],
-    "restarts": [Restarts(PGD(Linf(0.1), 1, 0.1), 3), Restarts(PGD(PYRAMID, 1, 0.02), 1)],
-    "worst-of": [WorstOf((PGD(Linf(0.1), 1, 0.1), FGSM(L2(0.5)))), WorstOf((FGSM(L1(1.5)),), by="loss")],
-    "cr": [CR(Linf(0.1), rounds=2, steps=40), CR(Linf(0.02), classes=1, rounds=2, steps=30)],
-    "deepfool": [DeepFool(L2(0.5), 2), DeepFool(Linf(0.1), 2, candidates=2)],
-    "carlini-wagner": [CarliniWagner(L2(0.5), 3, 2, first=1.0), CarliniWagner(L2(0.5), 3, 2, targeted=True)],
-    "ead": [ElasticNet(L1(1.5), 3, 2, first=1.0), ElasticNet(L2(0.5), 3, 2, abort=False, rule="L1")],
-    "lbfgs": [LBFGS(L2(0.5), 3, 1), LBFGS(L2(0.5), 3, 0, targets=2)],
-    "apgd": [
-        *(APGD(ball, 3, keep="best") for ball in BALLS),
-        APGD(Linf(0.1), 3, "dlr", keep="best", start="zero", eot=2, norm="group", drops="redrawn"),
-        *(APGD(ball, 4, restarts=2, compact=2) for ball in BALLS),
-    ],
-    "autoattack": [AutoAttack(Linf(0.1), "custom", (FGSM(Linf(0.1)), PGD(Linf(0.1), 2, 0.05)))],
-    "fab": [FAB(Linf(0.1), 3, 2, compact=2), FAB(L2(0.3), 3, 0, 2), FAB(L1(1.5), 3, 2)],
-    "bim": [BIM(Linf(0.1), 2, 0.05), BIM(L2(0.5), 2, 0.3, norm="group", drops="frozen")],
-    "mi-fgsm": [MIFGSM(Linf(0.1), 3, 0.05), MIFGSM(PYRAMID, 2, 0.01, 0.5, True, 2, "group", "redrawn")],
-    "jsma": [JSMA(L0(6), 3), JSMA(L0(5), 4, -0.3, 1, "random")],
-    "uap": [UAP(Linf(0.1), passes=1, steps=2, group=4), UAP(L2(0.5), passes=2, steps=2, fooling=1.0, group=2)],
-    "square": [Square(ball, 25, compact=6) for ball in BALLS] + [Square(Linf(0.1), 3, drops="redrawn")],
-    "nes": [NES(ball, 3, size, samples=4, compact=1) for ball, size in zip(BALLS, SIZES, strict=True)],
-    "spsa": [SPSA(Linf(0.1), 3, samples=4, compact=2, drops="frozen"), SPSA(L2(0.5), 2, samples=4)],
-    "one-pixel": [OnePixel(L0(1), 4, 3), OnePixel(L0(3), 5, 2, drops="redrawn")],
-    "hopskipjump": [HopSkipJump(L2(0.5), 2, 10), HopSkipJump(Linf(0.1), 2, 10, tries=5)],
-    "msd": [MSD(BALLS, 2, SIZES), MSD(BALLS[:1], 2, SIZES[:1], norm="group", drops="redrawn")],
-}
-NOT_BY_ROW = {"hopskipjump"}  # its noise goes by the images still at work
-SET_ASIDE = {
-    "apgd",
-    "autoattack",
-    "carlini-wagner",
-    "cr",
-    "deepfool",
-    "ead",
-    "fab",
-    "hopskipjump",
-    "jsma",
-    "lbfgs",
-    "nes",
-    "one-pixel",
-    "spsa",
-    "square",
-    "uap",
-}  # these spend nothing more on images that have fallen
-ATTACKS = [attack for name in attacks for attack in EXAMPLES.get(name, [])]
+ATTACKS = list(examples(attacks).values())
 every = pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 KEY = Key(1).rows(torch.arange(8))
 
@@ -127,15 +49,6 @@ def some_images() -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.rand(8, 1, 8, 8).double() * 1.4 - 0.2).clamp(0, 1), torch.arange(8) % 3
 
 
-def allowed(attack: Attack) -> tuple[Threat, ...]:
-    """The threat models one of which each of the attack's images lies in."""
-    if isinstance(attack, WorstOf):
-        return tuple(threat for inner in attack.attacks for threat in allowed(inner))
-    if isinstance(attack, MSD):
-        return attack.threats
-    return (attack.reach(),) if isinstance(attack, NFGSM) else (attack.threat,)
-
-
 def without_radius(thing):
     """The attack with every eps in it 0."""
     changes = {}
@@ -162,15 +75,11 @@ def everything(network: Network) -> dict[str, object]:
     }
 
 
-def test_every_attack_is_tried_here():
-    assert set(EXAMPLES) == set(attacks), "give a new attack an example above"
-
-
 @every
 def test_no_attack_leaves_its_threat_model(attack):
     network, (images, targets) = convolutional(), some_images()
     adversarial = attack(network, images, targets, KEY)
-    distances = [threat.distance(images, adversarial) - threat.eps for threat in allowed(attack)]
+    distances = [threat.distance(images, adversarial) - threat.eps for threat in attack.reach()]
     assert torch.stack(distances).amin(0).max() <= 1e-9
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
@@ -234,7 +143,7 @@ def test_the_key_alone_decides(attack):
 
 @every
 def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack):
-    """Whatever was drawn before; halves of a batch are the batch there too, but for a few attacks (NOT_BY_ROW)."""
+    """Whatever was drawn before; halves of a batch are the batch there too, but for a few attacks (by_row)."""
     network, (images, targets) = noisy().eval(), some_images()
     first = attack(network, images, targets, KEY)
     torch.manual_seed(99)
@@ -242,7 +151,7 @@ def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack):
     again = attack(network, images, targets, KEY)
     assert torch.equal(again, first)
     assert (network.now.noisy, network.now.noise.key.seed) == ("drawn", 0)
-    if attack.use not in NOT_BY_ROW:
+    if attack.by_row:
         halves = [attack(network, images[rows], targets[rows], KEY[rows]) for rows in (slice(0, 4), slice(4, 8))]
         assert_close(torch.cat(halves), first, rtol=0, atol=1e-12)
 
@@ -261,7 +170,7 @@ def test_an_attack_costs_what_it_says_and_no_weight_gradient(attack):
     with counting() as flops:
         attack(network, images, targets, KEY)
     spent = sum(flops) / sum(forward)
-    assert 0 < spent <= attack.cost() if attack.use in SET_ASIDE else spent == attack.cost()
+    assert 0 < spent <= attack.cost() if attack.sets_aside else spent == attack.cost()
 
 
 @every

@@ -8,71 +8,30 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from robust_train.attacks.combine import Restarts
-from robust_train.attacks.fgsm import NFGSM
-from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
-from robust_train.nouns import Batch, Objective, State
+from robust_train.nouns import Batch, State
 from robust_train.objectives import distill
-from robust_train.objectives.distill import Distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
-from robust_train.objectives.interpolated import Interpolated
-from robust_train.objectives.madry import Madry
-from robust_train.objectives.plain import Plain
-from robust_train.objectives.pyramid import PyramidTraining
-from robust_train.objectives.trades import Trades
 from robust_train.read.registry import objectives
-from robust_train.threats.l1 import L1
-from robust_train.threats.l2 import L2
-from robust_train.threats.linf import Linf
-from robust_train.threats.pyramid import Pyramid
-from robust_train.threats.weights import Weights
 from tests.flops import counting
+from tests.registered import examples, of_steps
 
-LINF = PGD(Linf(0.1), 2, 0.05)
-PATCHES = PGD(
-    Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0)), 2, 0.01, "zero", targets="random", drops="frozen", norm="group"
-)
-BALLS = tuple(PGD(ball, 2, size, "zero", "best") for ball, size in ((Linf(0.1), 0.05), (L2(0.5), 0.3), (L1(1.5), 1.0)))
-EXAMPLES: dict[str, list[Objective]] = {
-    "plain": [Plain(), Plain(0.1)],
-    "madry": [Madry(LINF), Madry(NFGSM(Linf(0.1)), 0.1), Madry(PGD(Linf(0.1), 0, 0.1))],
-    "distill": [
-        Distill(("a", "b"), draws=2, teacher_precision="fp32"),
-        Distill(("a", "b"), attack=LINF, mean="probabilities", teacher_precision="fp32"),
-        Distill(("a", "b"), 1.0, 1.0, attack=LINF, beta=5 / 6, raises="teacher", teacher_precision="fp32"),
-        Distill(("a", "b"), attack=LINF, teacher_sees="attacked", teacher_precision="fp32"),
-    ],
-    "trades": [
-        Trades(PGD(Linf(0.1), 3, 0.05, "noise"), 6.0),
-        Trades(Restarts(LINF, 2), 1.0, 0.1),
-        Trades(PGD(Linf(0.1), 0, 0.05, "noise"), 6.0),
-    ],
-    "pyramid": [PyramidTraining(PATCHES), PyramidTraining(PATCHES, "sigmoid", 0.5, 0.1)],
-    "interpolated": [
-        Interpolated(LINF, group=4),
-        Interpolated(LINF, 2.0, 4, "stages", 0.1),
-        Interpolated(LINF, 0.0, 4, ("input", "hidden")),
-    ],
-    "generalized": [
-        *(Generalized(BALLS, join) for join in ("average", "maximum", "msd", "sample")),
-        *(Generalized(BALLS, join, Weights(0.05, 4), 0.1) for join in ("average", "maximum", "msd", "sample")),
-        Generalized((PATCHES,), "maximum"),
-    ],
-}
-OBJECTIVES = [objective for name in objectives for objective in EXAMPLES.get(name, [])]
-every = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.use}-{OBJECTIVES.index(o)}")
+OBJECTIVES = examples(objectives)
+every = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
 @pytest.fixture(autouse=True)
 def teachers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two, of the size of the network whose cost is counted, in place of checkpoints."""
-    torch.manual_seed(2)
-    models = [nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3)) for _ in range(2)]
-    ensemble = Ensemble([Network(model, 3) for model in models]).double().eval().requires_grad_(False)
-    monkeypatch.setattr(distill, "teachers_of", lambda *_: ensemble)
+    """Of the size of the network whose cost is counted, in place of checkpoints."""
+
+    def made(paths, *_):
+        torch.manual_seed(2)
+        models = [nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 3)) for _ in paths]
+        return Ensemble([Network(model, 3) for model in models]).double().eval().requires_grad_(False)
+
+    monkeypatch.setattr(distill, "teachers_of", made)
 
 
 def network_of(**layers: nn.Module) -> Network:
@@ -115,10 +74,6 @@ class Scaled(nn.Module):
         return self.scale * images
 
 
-def test_every_objective_is_tried_here():
-    assert set(EXAMPLES) == set(objectives), "give a new objective an example above"
-
-
 @every
 def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objective):
     network, (batch, key) = convolutional(), a_batch()
@@ -156,21 +111,14 @@ def test_parts_of_a_batch_are_the_batch(objective):
 
 @every
 def test_attacks_record_no_statistics(objective):
-    """Only forwards with a graph for the weights count: as many groups as the docstring's training forwards."""
-    network, (batch, key) = convolutional(), a_batch()
-    objective(network, batch, key, State())
-    forwards = float(network.recorded()[-1]) / 2  # two groups of four
-    assert forwards in (1, 2, 3, 4)
-    assert forwards == training_forwards(objective)
-
-
-def training_forwards(objective: Objective) -> int:
-    if isinstance(objective, Generalized):
-        terms = len(objective.attacks) if objective.join == "average" else 1
-        return terms + (objective.weights is not None and objective.join != "sample")
-    if isinstance(objective, Distill):
-        return 1 if objective.attack is None else 2
-    return 1 if isinstance(objective, (Plain, Madry)) else 2
+    """Only forwards with a graph for the weights count: as many groups, however many steps the attacks take."""
+    recorded = []
+    for steps in (1, 3):
+        network, (batch, key) = convolutional(), a_batch()
+        of_steps(objective, steps)(network, batch, key, State())
+        recorded.append(float(network.recorded()[-1]) / 2)  # two groups of four
+    assert recorded[0] == recorded[1]
+    assert recorded[0] in (1, 2, 3, 4)
 
 
 @every
@@ -214,7 +162,9 @@ def test_the_key_alone_decides(objective):
     assert torch.equal(objective(network, batch, key, State()).total, first)
 
 
-@pytest.mark.parametrize("objective", [o for o in OBJECTIVES if isinstance(o, Generalized) and o.join == "sample"])
+@pytest.mark.parametrize(
+    "objective", [o for o in OBJECTIVES.values() if isinstance(o, Generalized) and o.join == "sample"]
+)
 def test_counts_are_of_the_member_drawn(objective):
     network, (batch, key) = convolutional(), a_batch()
     counts = objective(network, batch, key, State()).counts

@@ -9,20 +9,9 @@ from torch.testing import assert_close
 from robust_train.keyed import Key
 from robust_train.nouns import Threat
 from robust_train.read.registry import threats
-from robust_train.threats.l1 import L1
-from robust_train.threats.l2 import L2
-from robust_train.threats.linf import Linf
-from robust_train.threats.pixels import L0
-from robust_train.threats.pyramid import Pyramid
+from tests.registered import examples
 
-EXAMPLES: dict[str, list[Threat]] = {
-    "linf": [Linf(0.1)],
-    "l2": [L2(0.5)],
-    "l1": [L1(1.5), L1(1.5, top=6)],
-    "l0": [L0(5)],
-    "pyramid": [Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0), clips) for clips in ("each", "sum")],
-}
-THREATS = [threat for name in threats for threat in EXAMPLES.get(name, [])]
+THREATS = list(examples(threats).values())
 every = pytest.mark.parametrize("threat", THREATS, ids=repr)
 KEY = Key(1).rows(torch.arange(6))
 
@@ -43,10 +32,6 @@ def wander(threat: Threat, images: torch.Tensor, steps: int = 3, size: float = 0
     for _ in range(steps):
         z = threat.step(images, z, torch.randn_like(images), size)
     return z
-
-
-def test_every_threat_model_is_tried_here():
-    assert set(EXAMPLES) == set(threats), "give a new threat model an example above"
 
 
 @every

@@ -19,11 +19,10 @@ from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
 from robust_train.nouns import Place, at
 from robust_train.objectives.generalized import Generalized
-from robust_train.read.registry import objectives
 from robust_train.settings.execution import Execution
-from tests.examples import examples
 from tests.laws.counted import counting
 from tests.ranks import on_ranks
+from tests.registered import every_objective
 from tests.toys import ToyNetwork, toy_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -56,7 +55,7 @@ def measured(place: Place) -> dict[tuple[str, str, int], Counter[str]]:
     network = Blueprint(ToyNetwork(), group=4)
     found = {}
     for steps in STEPS:
-        for name, objective in examples(steps).items():
+        for name, objective in every_objective(steps).items():
             run = toy_run(objective, network=network)
             found["plain", name, steps] = of_an_update(PlainEngine(run, place))
             for stage in STAGES if name == "madry" else STAGES[steps % 3 :: 3]:
@@ -74,15 +73,11 @@ def counts() -> dict[tuple[str, str, int], Counter[str]]:
     return first
 
 
-def test_every_objective_has_an_example() -> None:
-    assert {objective.use for objective in examples(1).values()} == set(objectives)
-
-
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("name", examples(1))
+@pytest.mark.parametrize("name", every_objective(1))
 def test_an_update_costs_what_its_objective_says(counts: Any, name: str, steps: int) -> None:
     """Forwards, input-backwards and weight-backwards, in forward passes of the batch; on every engine alike."""
-    objective = examples(steps)[name]
+    objective = every_objective(steps)[name]
     costs = {objective.cost()}
     if isinstance(objective, Generalized) and objective.join == "sample":  # its cost is a mean over what is drawn
         members = [attack.cost() for attack in objective.attacks] + [3.0] * (objective.weights is not None)
@@ -125,7 +120,7 @@ def test_an_update_has_its_engines_collectives_and_one_flat_all_reduce(counts: A
 
 def test_the_count_sees_a_weight_gradient_in_an_attack() -> None:
     """A check of the counting: `.backward()` in the attack, as many do, costs one forward more a step."""
-    network = toy_run(examples(1)["madry"], network=Blueprint(ToyNetwork(), group=4)).build(torch.device("cpu"))
+    network = toy_run(every_objective(1)["madry"], network=Blueprint(ToyNetwork(), group=4)).build(torch.device("cpu"))
     images = torch.full((IMAGES, 1, 8, 8), 0.5, requires_grad=True)
     with counting(LAYER, [images]) as counts, network.drops(None):
         network(images).sum().backward()

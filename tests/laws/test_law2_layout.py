@@ -29,18 +29,21 @@ from robust_train.settings.average import Average
 from robust_train.settings.execution import Execution
 from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
-from tests.examples import examples
 from tests.ranks import on_ranks
+from tests.registered import every_objective
 from tests.toys import ToyNetwork, toy_run, trained, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 EVERY = bool(os.environ.get("ROBUST_TRAIN_LONG"))  # every objective as far as the first ones: some minutes more
-LONG = tuple(examples(1)) if EVERY else ("madry",)  # followed over 200 updates
+LONG = tuple(every_objective(1)) if EVERY else ("madry",)  # followed over 200 updates
 UPDATES, SHORT, BRIEF = 200, 6, 15
 NOISY = V1(visual_degrees=0.5, ksize=5, stride=2, simple=6, complex=6, sf_max=11.3)
 STAGES = (0, 1, 2)  # of ZeRO; in CI all of them follow these two objectives, the others follow stage 2
-FLOAT32 = tuple(examples(1)) if EVERY else ("madry", "generalized, sample with weights")
+SAMPLED = next(  # with counts, and perturbed weights
+    name for name, one in every_objective(1).items() if getattr(one, "join", "") == "sample" and one.weights
+)
+FLOAT32 = tuple(every_objective(1)) if EVERY else ("madry", SAMPLED)
 
 Curves = dict[Any, tuple[list[dict[str, float]], dict[str, torch.Tensor]]]
 
@@ -51,7 +54,7 @@ def in_float32_too() -> dict[str, Objective]:
     There p and q differ by a thousandth, so that float32 rounding, not the layout, decides some of the first signs; in
     float64 it is followed from its own start.
     """
-    found = examples(1)
+    found = every_objective(1)
     trades = found["trades"]
     assert isinstance(trades, Trades)
     return {**found, "trades": replace(trades, attack=replace(trades.attack, start="random"))}
@@ -75,7 +78,7 @@ def run_of(objective: Objective, updates: int, execution: Execution, noisy: bool
 def in_float64(place: Place, part: int | None) -> Curves:
     """{example: metrics of each update and last weights} of the plain engine."""
     found = {}
-    for name, objective in (examples(1) | noisy_examples()).items():
+    for name, objective in (every_objective(1) | noisy_examples()).items():
         noisy = name in noisy_examples()
         run = run_of(
             objective, UPDATES if name in LONG else BRIEF if noisy else SHORT, Execution(micro_batch=part), noisy
@@ -135,7 +138,7 @@ def assert_one_curve(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: fl
         torch.testing.assert_close(value, other[1][name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", examples(1) | noisy_examples())
+@pytest.mark.parametrize("name", every_objective(1) | noisy_examples())
 def test_any_layout_gives_one_curve_in_float64(plain: dict[str, Curves], name: str) -> None:
     """To 1e-10: losses, accuracies, gradient norms, weights and running statistics."""
     whole, *divided = (found[name] for found in plain.values())
@@ -151,7 +154,8 @@ def test_training_gets_somewhere_on_the_way(plain: dict[str, Curves]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [(name, stage) for name in examples(1) for stage in STAGES if name in FLOAT32 or stage == 2]
+    ("name", "stage"),
+    [(name, stage) for name in every_objective(1) for stage in STAGES if name in FLOAT32 or stage == 2],
 )
 def test_deepspeed_gives_the_same_curve_over_20_updates(deepspeed: dict[str, Curves], name: str, stage: int) -> None:
     """To 1e-5 in float32, on every layout, against plain PyTorch on one rank."""

@@ -26,9 +26,9 @@ from robust_train.nouns import Place
 from robust_train.settings.average import Average
 from robust_train.settings.execution import Execution
 from robust_train.settings.optimiser import Optimiser
-from tests.examples import examples
 from tests.laws.toy_job import UPDATES
 from tests.ranks import on_ranks
+from tests.registered import every_objective
 from tests.toys import gone_back, saved, toy_run, trained, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -87,7 +87,7 @@ def engine_of(layout: Any, optimiser: str, folder: Path, place: Place, updates: 
     """An engine of that layout: plain, or a ZeRO stage."""
     stage = 0 if layout == "plain" else layout
     changes = {"optimiser": OPTIMISERS[optimiser], "average": Average(0.9), "engine": Execution(zero=stage)}
-    run = toy_run(examples(1)["madry"], folder, updates=updates, **changes)
+    run = toy_run(every_objective(1)["madry"], folder, updates=updates, **changes)
     if layout == "plain":
         return PlainEngine(run, place)
     from robust_train.engines.deepspeed import DeepSpeedEngine

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass
-
 import pytest
 import torch
 from torch import nn
 
 from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
-from robust_train.models.cifar_resnet import WideResNet
-from robust_train.models.timm import Timm
-from robust_train.nouns import Model
 from robust_train.read.errors import ConfigError
-from robust_train.read.help import summary, undocumented
 from robust_train.read.registry import models
+from tests.registered import examples
 
-GIVEN: dict[str, Model] = {  # where a field has no default, or the default is large
-    "timm": Timm("test_resnet"),
-    "wide-resnet": WideResNet(10, 2),
-}
-every = pytest.mark.parametrize("use", list(models))
-
-
-def model_of(use: str) -> Model:
-    if use in GIVEN:
-        return GIVEN[use]
-    needed = [f.name for f in fields(models[use]) if f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
-    assert not needed, f"{use}: give {needed} in GIVEN"
-    return models[use]()
+EXAMPLES = examples(models)
+every = pytest.mark.parametrize("use", EXAMPLES)
 
 
 @every
@@ -38,8 +22,8 @@ def test_every_model_makes_logits_of_the_datas_shape_and_trains_all_its_weights(
     use: str, channels: int, size: int
 ) -> None:
     torch.manual_seed(0)
-    model = model_of(use).build(7, (channels, size, size))
-    network = Blueprint(model_of(use), group=2).build(7, (channels, size, size), "fp32", 4)
+    model = EXAMPLES[use].build(7, (channels, size, size))
+    network = Blueprint(EXAMPLES[use], group=2).build(7, (channels, size, size), "fp32", 4)
     assert isinstance(model, nn.Module)
     assert all(module.training for module in model.modules())
     with network.drops(Key(0).rows(torch.arange(4))):
@@ -51,7 +35,7 @@ def test_every_model_makes_logits_of_the_datas_shape_and_trains_all_its_weights(
 
 @every
 def test_the_stages_of_every_model_are_layers_that_give_one_tensor_a_batch(use: str) -> None:
-    model = model_of(use)
+    model = EXAMPLES[use]
     network = Blueprint(model, group=2).build(7, (3, 32, 32), "fp32", 4)
     assert network.stages
     _, seen = network(torch.rand(4, 3, 32, 32), taps=network.stages)
@@ -61,20 +45,13 @@ def test_the_stages_of_every_model_are_layers_that_give_one_tensor_a_batch(use: 
 
 @every
 def test_rows_of_every_model_are_alone_in_eval_mode(use: str) -> None:
-    network = Blueprint(model_of(use), group=2).build(7, (3, 32, 32), "fp32", 4).double().eval()
+    network = Blueprint(EXAMPLES[use], group=2).build(7, (3, 32, 32), "fp32", 4).double().eval()
     images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]), rtol=1e-9, atol=1e-11)
 
 
 @every
-def test_every_model_says_what_it_is(use: str) -> None:
-    assert is_dataclass(models[use])
-    assert summary(models[use]).endswith((".", ")"))
-    assert undocumented(models[use]) == []
-
-
-@pytest.mark.parametrize("use", list(models))
 @pytest.mark.parametrize("shape", [(4, 2, 8, 8), (3, 32, 16), (32,)])
 def test_a_model_of_square_images_says_so_of_other_samples(use, shape):
     with pytest.raises(ConfigError, match=rf"square images .* samples are {'x'.join(map(str, shape))}"):
-        model_of(use).build(7, shape)
+        EXAMPLES[use].build(7, shape)

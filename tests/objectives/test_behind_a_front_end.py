@@ -10,17 +10,17 @@ import torch
 from robust_train.engines.plain import PlainEngine
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallCNN
-from tests.examples import examples
+from tests.registered import every_objective
 from tests.teachers import FRONT
 from tests.toys import toy_run, trained
 
 NETWORK = Blueprint(SmallCNN((6, 6), (2, 1)), edits=(FRONT,), group=4)
 
 
-@pytest.mark.parametrize("name", examples(1))
+@pytest.mark.parametrize("name", every_objective(1))
 def test_every_objective_trains_behind_v1_and_the_same_each_time(name: str) -> None:
     """Its losses are finite, the trained layers move, the filters do not, and the seed alone decides the noise."""
-    engines = [PlainEngine(toy_run(examples(1)[name], network=NETWORK, updates=3)) for _ in range(2)]
+    engines = [PlainEngine(toy_run(every_objective(1)[name], network=NETWORK, updates=3)) for _ in range(2)]
     before = {key: value.clone() for key, value in engines[0].module.model.state_dict().items()}
     assert engines[0].module.noisy == ["block1.block.noise"]
     lines = [trained(engine) for engine in engines]
