@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robust_train.keyed.mode import Precision
 from robust_train.models.network import Network
 from robust_train.nouns import Edit, Model, Shape
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Blueprint:
     edits: tuple[Edit, ...] = ()  # changes of it, in this order: [{use: v1, ...}, {use: activation, name: softplus}]
     mean: tuple[float, ...] | None = None  # subtracted from pixels, a number a channel; null: an edit's, the model's
     std: tuple[float, ...] | None = None  # pixels are divided by it after that; null: an edit's or the model's, or 1
+    trained: tuple[str, ...] | None = (
+        None  # layers or tensors that are trained, all else stays: [layer4, fc]; null: all
+    )
     group: int = 32  # consecutive images that share BatchNorm statistics: a paper's per-device batch
     checkpointing: bool = False  # recompute each block in the backward: less memory, one forward more an update
     channels_last: bool = False  # memory layout of images: faster convolutions on most devices
@@ -32,6 +35,8 @@ class Blueprint:
             raise ValueError(f"group={self.group} must be at least 1: it counts images that share statistics")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive: pixels are divided by it")
+        if self.trained == ():
+            raise ValueError("trained=[] trains nothing: name layers, or null for all")
 
     def build(self, classes: int, shape: Shape, precision: Precision, batch: int) -> Network:
         """The network for samples [B, *shape]; mean and std are numbers a channel, the first of the last three axes.
@@ -45,6 +50,7 @@ class Blueprint:
                 edit(model, shape, classes)
             except ConfigError as error:
                 raise ConfigError(f"run.network.edits[{index}] ({edit.use}): {error}") from error
+        self._freeze(model)
         layers = {name for name, _ in model.named_modules()}
         mean, std = self._normalisation(model, shape[-3])
         network = Network(
@@ -57,6 +63,8 @@ class Blueprint:
             self.channels_last,
             tuple(name for name in stages if name in layers),
         )
+        for norm in network.batchnorms:  # those without parameters too
+            norm.frozen = norm.frozen or not self._trains(norm.name)
         if self.checkpointing:
             from robust_train.models.checkpointing import checkpoint_blocks
 
@@ -67,7 +75,24 @@ class Blueprint:
         """Without the weights file that the model began with, and without what only training asks for."""
         held = getattr(self.model, "weights", None) is None
         model = self.model if held else replace(self.model, weights=None)  # type: ignore[type-var]
-        return replace(self, model=model, checkpointing=False)
+        return replace(self, model=model, checkpointing=False, trained=None)
+
+    def _trains(self, name: str) -> bool:
+        """Whether a layer or tensor is, or lies in, what `trained` names."""
+        return self.trained is None or any(f"{name}.".startswith(f"{prefix}.") for prefix in self.trained)
+
+    def _freeze(self, model: nn.Module) -> None:
+        """No gradient for what `trained` does not name. ConfigError for a name of nothing that could be trained."""
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        for prefix in self.trained or ():
+            if not any(f"{name}.".startswith(f"{prefix}.") for name in trainable):
+                known = {".".join(name.split(".")[:depth]) for name in trainable for depth in range(1, 9)}
+                raise ConfigError(
+                    f"run.network.trained: {prefix!r} names nothing that is trained{nearest(prefix, sorted(known))} "
+                    f"(the model has {', '.join(dict.fromkeys(name.partition('.')[0] for name in trainable))})"
+                )
+        for name, parameter in trainable.items():
+            parameter.requires_grad_(self._trains(name))
 
     def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         chosen = []
