@@ -87,7 +87,7 @@ class Run:
 
     def recipe(self, network: Network) -> Recipe:
         """What builds the run's network again where neither the run nor its data set is."""
-        return Recipe.of(self.network, network, self.data.shape, self.batch, self.uses)
+        return Recipe.of(self.network, network, self.data.shape, self.uses)
 
     def batches(self, place: Place, start: int) -> Iterator[Batch]:
         """This rank's share of each global batch from update `start` on, uint8."""

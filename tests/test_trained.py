@@ -176,7 +176,7 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_data_set(small_run, tmp_path
 def test_a_recipe_builds_the_network_that_it_is_of(blueprint, tmp_path):
     torch.manual_seed(0)
     made = blueprint.build(10, (3, 32, 32), "bf16", 2).eval()
-    recipe = Recipe.of(blueprint, made, (3, 32, 32), 2)
+    recipe = Recipe.of(blueprint, made, (3, 32, 32))
     put(tmp_path / "kept", recipe, made.model.state_dict(), {})
     assert recipe_of(tmp_path / "kept") == recipe == parse(Recipe, load_tree(dump(recipe)))
     again = network_of(tmp_path / "kept")
@@ -193,7 +193,7 @@ def test_a_recipe_names_no_file_that_the_model_began_with_and_no_default_of_a_li
     """timm's own mean and deviation are written out: another version of timm would not move them."""
     model = Timm("resnet18")
     made = Blueprint(model).build(10, (3, 32, 32), "fp32", 4)
-    recipe = Recipe.of(Blueprint(replace(model, weights="/nowhere.pth"), checkpointing=True), made, (3, 32, 32), 4)
+    recipe = Recipe.of(Blueprint(replace(model, weights="/nowhere.pth"), checkpointing=True), made, (3, 32, 32))
     assert recipe.network.model == model
     assert (recipe.network.mean, recipe.network.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert not recipe.network.checkpointing

@@ -130,10 +130,10 @@ class Recipe:
     uses: tuple[str, ...] = ()  # modules of the user's own that are imported first
 
     @classmethod
-    def of(cls, blueprint: Blueprint, network: Network, shape: Shape, batch: int, uses: tuple[str, ...] = ()) -> Recipe:
-        """What builds `network` again, which was built by `blueprint` for samples of `shape` in batches of `batch`."""
+    def of(cls, blueprint: Blueprint, network: Network, shape: Shape, uses: tuple[str, ...] = ()) -> Recipe:
+        """What builds `network` again, which `blueprint` built for samples of `shape`."""
         mean, std = (tuple(numbers(values, shape[-3])) for values in (network.mean, network.std))
-        said = replace(blueprint.bare(), mean=mean, std=std, group=min(blueprint.group, batch))
+        said = replace(blueprint.bare(), mean=mean, std=std, group=network.group)
         return cls(said, network.classes, tuple(shape), uses)
 
     def build(self) -> Network:

@@ -266,5 +266,14 @@ class Evaluator(Noun):
     """A network and data to a report, the same on any devices, resumable by sample."""
 
 
-class Transform(Noun):
-    """A trained network to another that answers like it."""
+class Transform(Noun, ABC):
+    """A trained network to another that is to answer like it: smaller, faster, of other layers."""
+
+    @abstractmethod
+    def __call__(self, network: Any, batches: Iterator[Batch], key: Any) -> tuple[Edit, dict[str, Tensor]]:
+        """The edit that makes the other structure of `network.model`, and every tensor of the model so changed.
+
+        The network, in eval mode, stays as it is. batches: training images in [0, 1] on its device, in the order of the
+        run's first updates and without end; none is read before it is asked for. All that is random is drawn from
+        `key`. The edit says all sizes, so that it can be made where the weights are not yet.
+        """

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robust_train.compress.low_rank import LowRank
 from robust_train.engines.optim import build
 from robust_train.models.activations import Activations
 from robust_train.models.blueprint import Blueprint
@@ -29,6 +30,7 @@ GIVEN: dict[str, tuple[Edit, Model]] = {  # where a field has no default, or the
     "v1": (CELLS, SmallResNet()),
     "v1-sum": (V1Sum((CELLS, CELLS)), SmallResNet()),
     "activation": (Activations("softplus"), SmallResNet()),
+    "low-rank": (LowRank({"head": 3, "block2.shortcut": 5}), SmallResNet()),
     "convstem": (ConvStem(), Timm("test_vit", patch_size=8)),
 }
 every = pytest.mark.parametrize("use", list(edits))

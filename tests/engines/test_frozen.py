@@ -27,7 +27,7 @@ from robust_train.settings.keep import Keep
 from robust_train.settings.optimiser import Optimiser
 from robust_train.threats.linf import Linf
 from tests.ranks import on_ranks
-from tests.toys import ToyNetwork, toy_run, trained, weights
+from tests.toys import ToyNetwork, gone_back, toy_run, trained, weights
 
 NAMES = ("layers.1.norm", "layers.2", "head")  # of the toy: a norm alone, a convolution and its norm, the classifier
 ATTACKED = Madry(PGD(Linf(0.1), 1, 0.05, norm="group"))
@@ -90,7 +90,7 @@ def test_a_run_with_frozen_layers_goes_on_from_its_checkpoint_as_if_it_had_not_s
     folder = tmp_path / "checkpoints" / "00000002"
     states = {name.split("/")[0] for name in checkpoint.read(folder, "optimiser")}
     assert states == {name for name, _ in whole.module.model.named_parameters() if name.startswith(NAMES)}
-    later.load(folder)
+    gone_back(later, folder)
     trained(later)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(later).items())
 

@@ -48,7 +48,7 @@ def written(folder: Path, digits: Path, seed: int, network: str) -> None:
         wanted = torch.nn.functional.one_hot(batch.targets, 10).float()
         found = torch.linalg.lstsq(last.T @ last + 1e-3 * torch.eye(last.shape[1]), last.T @ wanted).solution
         made.model.head.weight.copy_(found.T)
-    recipe = Recipe.of(blueprint, made, (1, 32, 32), 16)
+    recipe = Recipe.of(blueprint, made, (1, 32, 32))
     put(folder / "checkpoints/00000001", recipe, made.model.state_dict(), {})
 
 
