@@ -24,6 +24,8 @@ class LowRank(Edit):
 
     ranks: Mapping[str, int]  # r of each layer by its name: {fc: 16}
 
+    examples = "- {ranks: {head: 3}}"
+
     def __post_init__(self) -> None:
         if not self.ranks:
             raise ValueError("ranks={} changes nothing: name layers, ranks: {fc: 16}")
@@ -59,6 +61,11 @@ class Svd(Transform):
     rank: int | None = None  # of every layer, or its full rank where that is less; null: by `share`
     share: float | None = None  # of a layer's full rank, rounded up: 0.5 is half of it
     layers: tuple[str, ...] | None = None  # their names; null: every linear layer and 1x1 convolution
+
+    examples = """
+    - {rank: 4}
+    - {share: 0.5, layers: [head]}
+    """
 
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.share is None):

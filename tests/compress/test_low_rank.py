@@ -18,11 +18,8 @@ from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.small_cnn import SmallResNet
 from robust_train.models.timm import Timm
-from robust_train.nouns import Edit, Model, Transform
+from robust_train.nouns import Edit, Model
 from robust_train.read.errors import CheckpointError, ConfigError
-from robust_train.read.help import summary, undocumented
-from robust_train.read.parse import parse, tree_of
-from robust_train.read.registry import transforms
 from robust_train.run import Run
 from robust_train.trained import recipe_of
 from tools.convert import main as convert
@@ -123,13 +120,6 @@ def test_what_cannot_be_is_refused_with_the_remedy() -> None:
             Svd(**wrong)
     with pytest.raises(ValueError, match="changes nothing"):
         LowRank({})
-
-
-@pytest.mark.parametrize("use", list(transforms))
-def test_every_transform_says_what_it_is_and_is_read_from_what_is_written(use: str) -> None:
-    assert summary(transforms[use]).endswith((".", ")"))
-    assert undocumented(transforms[use]) == []
-    assert parse(Transform, tree_of(Svd(rank=2))) == Svd(rank=2)
 
 
 # -- a checkpoint all the way ------------------------------------------------------------------------
