@@ -24,13 +24,15 @@ By = Literal["fooled", "loss"]
 class Restarts(Attack):
     """The worst of independent starts of one attack, image by image: one that fools first, then the larger loss.
 
-    Start i has the key `restart`, i. Every image is attacked in every start (nothing waits for the device). Costs n
-    times the attack, and one forward a start where there are several.
+    Start i has the key `restart`, i. Every image is attacked in every start (nothing waits for the device). Where the
+    network draws noise, the worst is what fools in most of `draws` passes. Costs n times the attack, and `draws`
+    forwards a start where there are several.
     """
 
     attack: Attack  # what is started again and again
     restarts: int  # independent starts
     norm: Norm = "running"  # BatchNorm where the starts are judged
+    draws: int = 1  # passes that a start is judged by, over the network's own randomness
 
     examples = """
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 1, step_size: 0.1}, restarts: 3}
@@ -39,8 +41,8 @@ class Restarts(Attack):
     """
 
     def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise ValueError(f"restarts={self.restarts} must be at least 1: it counts starts")
+        if self.restarts < 1 or self.draws < 1:
+            raise ValueError(f"restarts={self.restarts} and draws={self.draws} must be at least 1: they are counts")
 
     @property
     def threat(self) -> Threat:  # type: ignore[override]  # that of the attack
@@ -53,14 +55,14 @@ class Restarts(Attack):
         )
         if self.restarts == 1:
             return next(starts)
-        return worst(network, images, starts, targets, key, goal, self.norm, "fooled")
+        return worst(network, images, starts, targets, key, goal, self.norm, "fooled", self.draws)
 
     def reach(self) -> tuple[Threat, ...]:
         """Those of the attack."""
         return self.attack.reach()
 
     def cost(self) -> float:
-        return self.restarts * (self.attack.cost() + (self.restarts > 1))
+        return self.restarts * (self.attack.cost() + self.draws * (self.restarts > 1))
 
     def goals(self) -> int:
         return self.restarts * self.attack.goals() + (self.restarts > 1)
@@ -127,6 +129,7 @@ def worst(
     goal: Goal | None,
     norm: Norm,
     by: By,
+    draws: int = 1,
 ) -> Tensor:
     """[B, ...] from each image's worst candidate, the earlier where they are alike; without dropout, without a sync."""
     chosen: Tensor | None = None
@@ -134,9 +137,10 @@ def worst(
     with attacked(network, norm, key):
         see = Sight(network, images, targets, key, goal or Raising(cross_entropy))
     for candidate in candidates:
-        with attacked(network, norm, key):
-            value, logits = see.look(candidate, key, 0)
-        fooled = 1 - correct(logits, targets)
+        with attacked(network, norm, key), torch.no_grad():
+            seen = [see(candidate, key, draw) for draw in range(draws)]
+        value = torch.stack([score for score, _ in seen]).mean(0)
+        fooled = 1 - torch.stack([correct(logits, targets) for _, logits in seen]).mean(0)
         if chosen is None:
             chosen, most, fallen = candidate, value, fooled
             continue

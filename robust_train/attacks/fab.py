@@ -87,9 +87,7 @@ class FAB(NearestAttack):
         standing, points = self._search(network, images, targets, key, within)
         kept = standing.fallen.view(-1, *[1] * (images.dim() - 1))
         with attacked(network, key=key):
-            return measured(
-                self.threat, standing.judge, images, targets, torch.where(kept, standing.found, points), key
-            )
+            return measured(self.threat, network, images, targets, torch.where(kept, standing.found, points), key)
 
     def _search(
         self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None

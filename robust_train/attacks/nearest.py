@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, undropped
+from robust_train.attacks.chance import judged, passes
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import exactly, wide
 from robust_train.keyed import Key, integers
-from robust_train.losses import correct
 from robust_train.nouns import Attack, Goal, number
 from robust_train.threats.ball import Ball
 
@@ -68,9 +68,14 @@ def measuring(network: Any, key: Key | None = None) -> Iterator[None]:
 
 
 def measured(threat: Ball, network: Any, images: Tensor, targets: Tensor, points: Tensor, key: Key) -> Nearest:
-    """What some points are worth by a fresh forward: those that do not fool become the image, at distance inf."""
-    with measuring(network, key.of("measured")), torch.no_grad():
-        fooled = correct(network(points), targets) == 0
+    """What some points are worth by a fresh forward: those that do not fool become the image, at distance inf.
+
+    Where the network draws noise, a point fools that is wrong in half of 100 passes or more. key: of their noise.
+    """
+    key = key.naming(images).of("measured")
+    with measuring(network, key):
+        share, _ = judged(network, points, targets, key, passes(network))
+        fooled = share <= 0.5
     points = torch.where(wide(fooled, points), points, images)
     return Nearest(points, threat.distance(images, points).masked_fill(~fooled, torch.inf))
 

@@ -71,9 +71,10 @@ class OnePixel(Attack):
             born = self._born(standing)
             breed = Breed(born, self._judged(standing, see, born, 0))
             for generation in range(1, self.generations + 1):
-                breed = standing.pack(breed)
-                if not standing.count:
-                    return standing
+                if standing.due(generation):
+                    breed = standing.pack(breed)
+                    if not standing.count:
+                        return standing
                 born = bred(breed.candidates, standing.key.of("generation").at(generation))
                 raised = self._judged(standing, see, born, generation)
                 better = raised > breed.raised

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import masks
+from robust_train.attacks.chance import judged, passes
 from robust_train.keyed import Key
-from robust_train.losses import correct, labels_of, margin
+from robust_train.losses import labels_of, margin
 
 State = TypeVar("State")
 
@@ -27,8 +27,11 @@ class Standing:
             if standing.due(step): state = standing.pack(state)    # the only ones: at most two a call
             if not standing.count: break
 
-    A point counts when a fresh float32 forward says that it fools; until then its image is attacked on, so that neither
-    reduced precision nor one lucky draw sets an image aside. On a GPU packed sizes are rungs (at most an eighth is
+    A point counts when a fresh float32 forward says that it fools; until then its image is attacked on, so that reduced
+    precision sets no image aside. A network with noise of its own answers right in a share of its passes, and one draw
+    decides nothing: an image has fallen where none of 100 passes is right, the worst point is the one that is right
+    least often in the same 100 draws (of an ascent's best and of the last that fooled its mean answer), and nothing is
+    set aside before a run ends. On a GPU packed sizes are rungs (at most an eighth is
     padding, copies of the first row), so that a compiled network sees few shapes; on a CPU, where a read costs nothing,
     there is no padding and every fall is followed by a packing. Rows are never mixed: what is done to an image is a
     function of the image, its key and, through rounding alone, of the packed size.
@@ -37,7 +40,8 @@ class Standing:
     def __init__(
         self, network: Any, images: Tensor, targets: Tensor, key: Key, every: int = 10, waits: bool | None = None
     ) -> None:
-        """images [N, ...] in [0, 1]; targets [N] or [N, C]. Costs one forward.
+        """images [N, ...] in [0, 1]; targets [N] or [N, C]. Costs one forward; 100 where the network draws noise, and
+        then a run's end costs 200.
 
         every: steps between two packings; waits: whether a read of the device is dear, None: on a GPU.
         """
@@ -46,10 +50,13 @@ class Standing:
         self.chunk, self.chunk_targets = images, targets
         self.chunk_labels = labels_of(targets)
         self.chunk_key = key.naming(images)
-        self.logits = self.judge(images)  # [N, C] of the clean images
+        self.passes = passes(network)
+        self.share, self.logits = self._verdict(
+            images
+        )  # [N] of the passes that are right at `found`; [N, C] when clean
         self.found = images.clone()  # [N, ...] the point with the smallest margin so far
         self.margin = margin(self.logits, self.chunk_labels)  # [N] there
-        self.fallen = correct(self.logits, self.chunk_labels) == 0  # [N]
+        self.fallen = self.share == 0  # [N]
         self.steps = torch.zeros_like(self.chunk_labels)  # [N] steps spent before it fell, or in all
         self.row, self.count = self.chunk_labels, 0  # [b] of the chunk, padding included; images without it
         self.real = self.claimed = self.fallen  # [b] whether a row is no padding; whether a point of its counts so far
@@ -58,9 +65,15 @@ class Standing:
         self._hold((~self.fallen).nonzero().flatten())
 
     def judge(self, points: Tensor, key: Key | None = None) -> Tensor:
-        """Logits by a fresh float32 forward, without dropout and without a graph. key: of these images; None: all."""
-        with exactly(self.network), masks(self.network, "off", key or self.chunk_key, 0), torch.no_grad():
-            return self.network(points)
+        """Mean logits of fresh float32 passes, without dropout and without a graph. key: of these images; None: all."""
+        key = key or self.chunk_key
+        with exactly(self.network):
+            return judged(self.network, points, points.new_zeros(len(points)).long(), key, self.passes)[1]
+
+    def _verdict(self, points: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """(share of the passes that are right, mean logits) at points of these images of the chunk."""
+        with exactly(self.network):
+            return judged(self.network, points, self.chunk_labels[rows], self.chunk_key[rows], self.passes)
 
     def likeliest(self, rank: int) -> Tensor:
         """[N] for each image the class of the so many-th largest logit when clean; 0 is its own."""
@@ -68,7 +81,7 @@ class Standing:
 
     def note(self, fooled: Tensor, points: Tensor) -> None:
         """After a step: whose `points` [b, ...] fooled the network by the attack's own forward, [b] bool."""
-        fresh = fooled & ~self.claimed
+        fresh = fooled & ~self.claimed if self.passes == 1 else fooled  # by chance: later points have climbed further
         self.points = torch.where(wide(fresh, points), points, self.points)
         self.claimed = self.claimed | fooled
         self.spent = self.spent + ~self.claimed
@@ -76,6 +89,8 @@ class Standing:
 
     def due(self, step: int) -> bool:
         """Whether a packing comes after `step`."""
+        if self.passes > 1:
+            return False
         if self.waits:
             return (step + 1) % self.every == 0
         return bool(self.claimed.any()) or not bool(self.real[: self.count].all())
@@ -88,6 +103,8 @@ class Standing:
     def close(self, points: Tensor) -> None:
         """At the end of a run: set aside what has fallen, and keep its best points [b, ...] of the others."""
         rows = self.real.nonzero().flatten()
+        if self.passes > 1:
+            self._settle(rows, points)
         self._settle(rows, torch.where(wide(self.claimed, points), self.points, points))
         self._keep(None)
 
@@ -122,12 +139,15 @@ class Standing:
             return
         wanted, index = self._padded(rows), self.row[rows]
         padded = points[wanted]
-        logits = self.judge(padded, self.chunk_key[self.row[wanted]])[: len(rows)]
+        share, logits = (seen[: len(rows)] for seen in self._verdict(padded, self.row[wanted]))
         now = margin(logits, self.chunk_labels[index])
         better = now < self.margin[index]
+        if self.passes > 1:
+            better = (share < self.share[index]) | ((share == self.share[index]) & better)
         self.found[index] = torch.where(wide(better, padded), padded[: len(rows)], self.found[index])
         self.margin[index] = torch.where(better, now, self.margin[index])
-        self.fallen[index] |= correct(logits, self.chunk_labels[index]) == 0
+        self.share[index] = torch.minimum(share, self.share[index])
+        self.fallen[index] |= share == 0
 
     def _hold(self, kept: Tensor, index: Tensor | None = None) -> Tensor:
         """Pack the rows `kept`, which are the chunk's rows `index`; the packed rows to take, padding included."""

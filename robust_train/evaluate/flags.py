@@ -255,8 +255,8 @@ def checks(tag: str, threat: Threat, row: Sequence[Trial], images: int, steps: i
     made: list[tuple[str, Attack, tuple[str, ...]]] = [
         ("one-step", PGD(threat, 1, eps, start="zero", eot=draws), (CLEAN,)),
         ("more-steps", PGD(threat, MORE * steps, eps / steps, eot=draws), whole),
-        ("more-starts", Restarts(PGD(threat, steps, size, eot=draws), AGAIN), whole),
-        ("noise", Restarts(PGD(threat, 0, 0.0), NOISES), gradients),
+        ("more-starts", Restarts(PGD(threat, steps, size, eot=draws), AGAIN, draws=draws), whole),
+        ("noise", Restarts(PGD(threat, 0, 0.0), NOISES, draws=draws), gradients),
         ("noise-on-all", PGD(threat, 0, 0.0), ()),
         ("attack-on-all", PGD(threat, 10, eps / 4, eot=draws), ()),
     ]

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.autoattack import DRAWS, STEPS, AutoAttack
+from robust_train.attacks.chance import PASSES
 from robust_train.attacks.combine import Restarts
 from robust_train.attacks.cr import CR
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate import flags
 from robust_train.evaluate.report import Budget, Figure, Flag, Report
 from robust_train.evaluate.signs import signs
-from robust_train.evaluate.trial import CLEAN, Column, Trial
+from robust_train.evaluate.trial import CLEAN, Column, Trial, worst
 from robust_train.evaluate.work import Found, Piece, Plan, Store, Verdicts, work
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Dataset, Evaluator, Place, Threat, number
@@ -51,7 +52,7 @@ class Robustness(Evaluator):
     curve: int = 4  # points of accuracy against eps up to 2 eps, by pgd with one start each; 0: no curve
     images: int | None = None  # the first so many validation images; null: all
     chunk: int = 256  # consecutive images that are attacked together
-    passes: int = 10  # over which a verdict is averaged where a network has randomness of its own
+    passes: int = PASSES  # over which a verdict is averaged where a network has randomness of its own
     checks: int = 100  # images that the flags' own attacks are made on, the first of them; 0: none of those attacks
     points: bool = False  # keep every adversarial image, to save them
 
@@ -180,7 +181,7 @@ class Robustness(Evaluator):
             points = [_figure(trial, columns[trial.name], count) for trial in plan.of("curve", tag)]
             curves += [(clean, *points)] if points else []
         if len(last) > 1:
-            shares = torch.stack(list(last.values())).amin(0)
+            shares, _ = worst([columns[plan.of("attack", tag)[-1].name] for tag, _ in self.tagged])
             figures.append(Figure("union", _sum(shares), count, None, {"use": "union", "of": list(last)}, "union"))
             last["union"] = shares
         table = verdicts.per_class([columns[CLEAN].right, *last.values()], plan.classes)
@@ -195,7 +196,7 @@ class Robustness(Evaluator):
         ball = replace(threat, eps=eps)  # type: ignore[type-var]
         step = 2.5 * eps / self.steps if size is None else size
         one = PGD(ball, self.steps, step, eot=DRAWS if stochastic else 1)
-        return one if restarts == 1 else Restarts(one, restarts)
+        return one if restarts == 1 else Restarts(one, restarts, draws=PASSES if stochastic else 1)
 
 
 def _figure(trial: Trial, column: Column, images: int, part: bool = False) -> Figure:
@@ -207,7 +208,7 @@ def _figure(trial: Trial, column: Column, images: int, part: bool = False) -> Fi
 def _budget(trial: Trial, columns: Mapping[str, Column]) -> Budget:
     """Accuracy after 0, 1, 2, 5, 10, ... steps, from the step at which each image fell."""
     assert trial.attack is not None
-    before = torch.stack([columns[name].right for name in trial.after]).amin(0)
+    before, _ = worst([columns[name] for name in trial.after])
     after, spent = columns[trial.name].right, columns[trial.name].steps
     most = int(spent.amax())
     marks = sorted({0, most, *(m * 10**e for e in range(6) for m in (1, 2, 5) if m * 10**e < most)})

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robust_train.attacks import chance
+from robust_train.attacks.chance import Chancy, passes
 from robust_train.attacks.standing import Standing
 from robust_train.evaluate.accuracy import judged
 from robust_train.keyed import Key
@@ -45,14 +47,28 @@ class Column:
     distance: Tensor  # [n] how far the point is from the image, in the threat model's norm; nan where not attacked
     steps: Tensor  # [n] the attack's steps until the image fell, or in all; -1 where not attacked or not counted
 
+    told: Tensor | None = None  # [n] by chance: as right, over the passes by which points were chosen; else None
+
     def __getitem__(self, rows: slice) -> Column:
         """The same column with some of its rows."""
-        return Column(self.right[rows], self.margin[rows], self.distance[rows], self.steps[rows])
+        told = None if self.told is None else self.told[rows]
+        return Column(self.right[rows], self.margin[rows], self.distance[rows], self.steps[rows], told)
+
+    @property
+    def choosing(self) -> Tensor:
+        """[n] what the worst of several columns is told by: not the passes of the figure, whose luck it would keep."""
+        return self.right if self.told is None else self.told
 
     @property
     def stands(self) -> Tensor:
         """[n] bool: right in more than half of the passes."""
         return self.right > 0.5
+
+
+def worst(columns: list[Column]) -> tuple[Tensor, Tensor]:
+    """([n] share right, [n] share that told) of each image's worst column."""
+    told, of = torch.stack([column.choosing for column in columns]).min(0)
+    return torch.stack([column.right for column in columns]).gather(0, of[None])[0], told
 
 
 def tried(
@@ -63,29 +79,38 @@ def tried(
     Only images that were right after every column of `before`, in one pass at least, are attacked. key: of the whole
     evaluation; its rows become the samples, so that a verdict does not depend on the device, and on the chunk through
     rounding alone. draws: passes a verdict is averaged over, for a network with randomness of its own; torch's
-    generator is seeded from the chunk for it. Verdicts are fresh float32 forwards in eval mode. Raises NumericsError
-    for a point outside the threat model.
+    generator is seeded from the chunk for it. Its points are chosen (among trials too) by as many passes, of the same
+    draws for every trial, and the share is that of fresh ones: the least of several noisy shares is too small. That
+    costs 2 draws forwards a trial. Verdicts are fresh float32 forwards in eval mode. Raises NumericsError for a point
+    outside the threat model.
     """
     count = len(batch)
     labels = labels_of(batch.targets)
-    key = key.of(trial.name).rows(batch.sample)
+    common, key = key.of("choice").rows(batch.sample), key.of(trial.name).rows(batch.sample)
+    subject = network if draws == 1 or passes(network) > 1 else Chancy(network)
     points = batch.images.clone()
-    right = torch.stack([column.right for column in before]).amin(0) if before else torch.ones(count)
-    rows = (right > 0).nonzero().flatten().to(batch.images.device)
+    right, told = worst(before) if before else (torch.ones(count), torch.ones(count))
+    rows = (told > 0).nonzero().flatten().to(batch.images.device)
     far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
     gap = torch.full((count,), torch.nan)
     with judged(network), seeded(network, key, batch[rows]):
         if len(rows) and trial.attack is not None:
-            found = attempted(network, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
+            found = attempted(subject, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
             points[rows], spent = found
             steps[rows.cpu()] = spent
             far[rows.cpu()] = _inside(trial, batch.images[rows], points[rows])
         if len(rows):
             seen = [_logits(network, points[rows]) for _ in range(draws)]
             share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
-            right[rows.cpu()] = torch.minimum(right[rows.cpu()], share.cpu())
+            if draws == 1:
+                right[rows.cpu()] = told[rows.cpu()] = torch.minimum(right[rows.cpu()], share.cpu())
+            else:
+                now = chance.judged(subject, points[rows], labels[rows], common[rows], draws)[0].cpu()
+                worse = now < told[rows.cpu()] if before else torch.ones_like(now, dtype=torch.bool)
+                right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
+                told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
             gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    return Column(right, gap, far, steps), points
+    return Column(right, gap, far, steps, told if draws > 1 else None), points
 
 
 def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:

@@ -40,12 +40,13 @@ class Found:
         columns = {"right": self.column.right, "margin": self.column.margin, "distance": self.column.distance}
         own = {"sample": self.sample, "labels": self.labels, "shown": self.shown, "pixels": self.pixels}
         whole = {} if self.points is None else {"points": self.points}
+        whole |= {} if self.column.told is None else {"told": self.column.told}
         return {name: t.contiguous() for name, t in {**own, **columns, "steps": self.column.steps, **whole}.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Found:
         """What `tensors` gave."""
-        column = Column(*(tensors[name] for name in ("right", "margin", "distance", "steps")))
+        column = Column(*(tensors[name] for name in ("right", "margin", "distance", "steps")), told=tensors.get("told"))
         sample, labels, shown, pixels = (tensors[name] for name in ("sample", "labels", "shown", "pixels"))
         return cls(sample, labels, column, shown, pixels, tensors.get("points"))
 
@@ -215,7 +216,9 @@ class Verdicts:
 
 def _joined(columns: Iterable[Column]) -> Column:
     each = list(columns)
-    return Column(*(_cat([getattr(c, name) for c in each]) for name in ("right", "margin", "distance", "steps")))
+    told = [column.told for column in each if column.told is not None]
+    parts = (_cat([getattr(c, name) for c in each]) for name in ("right", "margin", "distance", "steps"))
+    return Column(*parts, told=torch.cat(told) if told else None)
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

@@ -210,16 +210,17 @@ def test_a_network_with_randomness_of_its_own_is_attacked_over_draws_and_judged_
     verdicts, plan, seen = evaluation.verdicts(network, data, Key(0))
     (attack,) = (trial.attack for trial in plan.of("attack", "linf"))
     assert attack.eot == DRAWS
-    assert plan.draws == evaluation.passes == 10
-    shares = 10 * verdicts.columns[CLEAN].right
-    torch.testing.assert_close(shares, shares.round(), atol=1e-5, rtol=0)
-    assert bool(((shares > 0.5) & (shares < 9.5)).any())
+    assert plan.draws == evaluation.passes == 100
+    shares = 100 * verdicts.columns[CLEAN].right
+    torch.testing.assert_close(shares, shares.round(), atol=1e-4, rtol=0)
+    assert bool(((shares > 0.5) & (shares < 99.5)).any())
     assert [flag.name for flag in seen if flag.raised] == ["randomised"]
     again, _, _ = evaluation.verdicts(network, data, Key(0))
     assert torch.equal(again.columns[CLEAN].right, verdicts.columns[CLEAN].right)
     nothing = Robustness((Linf(0.0),), steps=1, restarts=1, curve=0, checks=0).verdicts(network, data, Key(0))[0]
-    # the worst of what was seen, though the attack did nothing and other passes were luckier
-    assert bool((nothing.columns["linf/pgd1"].right <= nothing.columns[CLEAN].right).all())
+    # an attack that does nothing takes nothing: the figure is that of fresh passes, not the least of two
+    same = nothing.columns["linf/pgd1"].right - nothing.columns[CLEAN].right
+    assert abs(float(same.mean())) < 4 * (0.5 / (12 * 100)) ** 0.5
     standard = Robustness((Linf(0.01),), "autoattack", curve=0, checks=0).plan(12, 0, stochastic=True)
     assert [trial.name for trial in standard.trials] == ["clean", "linf/apgd-ce", "linf/apgd-dlr"]
     assert all(trial.attack.eot == DRAWS for trial in standard.trials[1:])
