@@ -48,10 +48,13 @@ def judged(network: Any, points: Tensor, targets: Tensor, key: Key, count: int) 
     Pass n has the noise of key.at(n): points judged under one key meet the same draws, so that the worse of two is told
     from the luckier. Of one pass the share is 0 or 1.
     """
-    share, mean = 0.0, 0.0
+    shares, answers = [], []
     with torch.no_grad():
         for number in range(count):
             with masks(network, "off", key, number):
                 logits = network(points)
-            share, mean = share + correct(logits, targets), mean + full(logits)
-    return (share, logits) if count == 1 else (share / count, mean / count)  # type: ignore[operator, return-value]
+            shares.append(correct(logits, targets))
+            answers.append(full(logits) if count > 1 else logits)
+    if count == 1:
+        return shares[0], answers[0]
+    return torch.stack(shares).mean(0), torch.stack(answers).mean(0)

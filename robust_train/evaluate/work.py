@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Found:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Found:
         """What `tensors` gave."""
-        column = Column(*(tensors[name] for name in ("right", "margin", "distance", "steps")), told=tensors.get("told"))
+        column = Column(*(tensors[name] for name in ("right", "margin", "distance", "steps")))
+        column = replace(column, told=tensors.get("told"))
         sample, labels, shown, pixels = (tensors[name] for name in ("sample", "labels", "shown", "pixels"))
         return cls(sample, labels, column, shown, pixels, tensors.get("points"))
 
@@ -218,7 +219,7 @@ def _joined(columns: Iterable[Column]) -> Column:
     each = list(columns)
     told = [column.told for column in each if column.told is not None]
     parts = (_cat([getattr(c, name) for c in each]) for name in ("right", "margin", "distance", "steps"))
-    return Column(*parts, told=torch.cat(told) if told else None)
+    return replace(Column(*parts), told=torch.cat(told) if told else None)
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

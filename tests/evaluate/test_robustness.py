@@ -27,7 +27,7 @@ from tests.evaluate.zoo import Around, Labelled, middling
 
 def small_network() -> Network:
     torch.manual_seed(0)
-    return Network(SmallCNN((8, 8), (2, 1)).build(2, 3, SIDE), 2, mean=(0.5,), std=(0.25,))
+    return Network(SmallCNN((8, 8), (2, 1)).build(2, (3, SIDE, SIDE)), 2, mean=(0.5,), std=(0.25,))
 
 
 def undecided(number: int) -> tuple[Network, Middling]:
