@@ -80,12 +80,12 @@ def share(
     """One process's part of the work, on its device."""
     import torch
 
+    from robust_train.arithmetic import full_float32
     from robust_train.evaluate.work import work as attacked
     from robust_train.nouns import Place
 
-    if gpu:
-        torch.backends.cudnn.allow_tf32 = False
-    else:
+    full_float32()
+    if not gpu:
         torch.set_num_threads(1)
     device = "cuda" if gpu else "cpu"
     network, images = subject.value.network(device), subject.value.images()

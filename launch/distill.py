@@ -244,6 +244,7 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
 
     from launch.deal import dealt
     from robust_train import checkpoint, command
+    from robust_train.arithmetic import full_float32
     from robust_train.evaluate import panel
     from robust_train.evaluate.report import circumstances
     from robust_train.nouns import Place
@@ -254,9 +255,8 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     began = time.monotonic()
     entries, asked = found.entries(), found.judge
     print(f"judging: {len(entries)} networks under {len(course.corruptions)} corruptions")
-    if run.cluster.gpu:
-        torch.backends.cudnn.allow_tf32 = False  # verdicts are float32
-    else:
+    full_float32()
+    if not run.cluster.gpu:
         torch.set_num_threads(max(1, int(run.cluster.cpus)))
     device = command.device(run) if run.cluster.gpu else "cpu"
 

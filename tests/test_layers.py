@@ -18,7 +18,7 @@ ROWS = [  # from the top down: a module may import rows below its own
     {"trained"},
     {"attacks"},
     {"threats", "models", "data"},
-    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings"},
+    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings", "arithmetic"},
 ]
 WITHIN = {  # and within its row only these
     "launch": {"command"},

@@ -248,11 +248,12 @@ def device_of(asked: argparse.Namespace) -> str:
     """Where it runs. ConfigError for a GPU that is not there."""
     import torch
 
+    from robust_train.arithmetic import full_float32
+
+    full_float32()
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ConfigError(f"--device {device}: PyTorch finds no GPU here. Say --device cpu.")
-        torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions, with 10 bits of mantissa
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: PyTorch finds no GPU here. Say --device cpu.")
     return device
 
 

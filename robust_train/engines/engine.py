@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from robust_train.arithmetic import full_float32
 from robust_train.engines.average import Averaged, averageable, shares
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.optim import build, restore, set_rate, state_of
@@ -47,6 +48,7 @@ class Engine(ABC):
     """
 
     def __init__(self, run: Run, place: Place, dtype: torch.dtype = torch.float32) -> None:
+        full_float32()  # validation and the choice of the best checkpoint too
         self.run, self.place, self.dtype = run, place, dtype
         self.device = torch.device(place.device)
         self.micro_batch = micro_batch_size(run, place.world)  # images a device holds at once

@@ -161,7 +161,7 @@ def test_rows_of_the_key_are_the_rows_drawn():
 def test_rows_that_are_not_the_images_are_refused():
     """Counted from 0 they would give images the noise of others, in silence."""
     source, model = made()
-    for row in (torch.arange(2), torch.arange(4), torch.arange(0)):
+    for row in (torch.arange(1), torch.arange(2), torch.arange(4), torch.arange(0)):
         for said in ({"matched": KEY.rows(row)}, {"noise": KEY.rows(row)}, {"noise": KEY.rows(row), "noisy": "fixed"}):
             with pytest.raises(ValueError, match=rf"noise names {len(row)} rows, but a layer sees 3"):  # noqa: SIM117
                 with source.entered(said):
