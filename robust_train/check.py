@@ -30,7 +30,7 @@ def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
     size = micro_batch_size(run, world)
     for attack in attacks_in(run):
-        refuse_unboxed(run.data.scale, attack)
+        refuse_unboxed(run.data.scale, attack.use)
     run.data.check()
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
     count = run.batch // world // size

@@ -23,7 +23,7 @@ def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tup
     are the samples' identities, so a verdict does not depend on the chunk or device that an image is in.
     """
     if attack is not None:
-        refuse_unboxed(batch.scale, attack)
+        refuse_unboxed(batch.scale, attack.use)
     with judged(network, key.of("verdict").rows(batch.sample)), torch.no_grad():
         clean = correct(network(batch.images), batch.targets)
         if attack is None:
@@ -44,11 +44,11 @@ def tally(network: Any, batches: Iterable[Batch], attack: Attack | None, key: Ke
     return sums
 
 
-def refuse_unboxed(scale: Scale, attack: Attack) -> None:
+def refuse_unboxed(scale: Scale, attack: str) -> None:
     """Raise ConfigError where what a network sees does not lie in [0, 1], the box that attacks keep to."""
     if not scale.boxed:
         raise ConfigError(
-            f"{attack.use} keeps to values in [0, 1], but this data set's lie in [{scale.low:g}, {scale.high:g}]: "
+            f"{attack} keeps to values in [0, 1], but this data set's lie in [{scale.low:g}, {scale.high:g}]: "
             "choose one whose values fit (events: binary=true), or leave the attack out."
         )
 

@@ -16,6 +16,7 @@ from robust_train.attacks.combine import Restarts
 from robust_train.attacks.cr import CR
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate import flags
+from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.evaluate.report import Budget, Figure, Flag, Report
 from robust_train.evaluate.signs import signs
 from robust_train.evaluate.trial import CLEAN, Column, Trial, worst
@@ -100,6 +101,7 @@ class Robustness(Evaluator):
         first = next(filter(len, data.validation_batches(Place(), self.chunk, self.images)), None)
         if first is None:
             raise ConfigError("there are no images to judge: name validation shards (tools.eval: --data)")
+        refuse_unboxed(first.scale, self.attack)
         classes = network.classes if hasattr(network, "classes") else data.classes
         seen = flags.looked(network, first.to(device), classes, key, self.tagged, self.attack)
         plan = self.plan(classes, key.seed, flags.random(seen))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.nearest import NearestAttack
-from robust_train.evaluate.accuracy import judged
+from robust_train.evaluate.accuracy import judged, refuse_unboxed
 from robust_train.evaluate.report import Figure, wilson
 from robust_train.evaluate.trial import CLEAN, Column, Trial, seeded, tried
 from robust_train.evaluate.work import Found, Plan, Store, Verdicts
@@ -187,6 +187,7 @@ class Transferability:
         place = Place(device=str(device))
         for at, raw in place.numbered(data.validation_batches(place, self.chunk, self.images)):
             if len(raw):
+                refuse_unboxed(raw.scale, self.attack.use)
                 self._chunk(list(networks.items()), raw.to(device), at, plan, kept, watch)
         if not kept.done:
             raise ConfigError("there are no images to try networks on: name validation shards (--data)")

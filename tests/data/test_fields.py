@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ from robust_train.data.mix import Mixup
 from robust_train.data.shards import Shards
 from robust_train.data.write import sample, write_shard
 from robust_train.evaluate.accuracy import verdicts
+from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.transferability import Transferability
 from robust_train.forecast import made_up
 from robust_train.keyed import Key
 from robust_train.nouns import PIXELS, Batch, Extra, Place, Scale
@@ -233,6 +236,16 @@ class Counts(ToyImages):
     scale = Scale(1, 0, 40)
 
 
+@dataclass(frozen=True)
+class Scaled(Counts):
+    """One chunk."""
+
+    batch: Batch | None = None
+
+    def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
+        yield self.batch  # type: ignore[misc]
+
+
 def test_attacks_refuse_values_outside_their_box():
     attack = PGD(Linf(0.1), 2, 0.05)
     said = r"pgd keeps to values in \[0, 1\], but this data set's lie in \[0, 40\]"
@@ -245,6 +258,11 @@ def test_attacks_refuse_values_outside_their_box():
     with pytest.raises(ConfigError, match=said):
         verdicts(torch.nn.Flatten(), batch, attack, Key(0))
     verdicts(torch.nn.Flatten(), batch, None, Key(0))
+    counted = Robustness((Linf(0.1),))
+    with pytest.raises(ConfigError, match=said):
+        counted.verdicts(torch.nn.Flatten(), Scaled(batch=batch), Key(0))
+    with pytest.raises(ConfigError, match=said):
+        Transferability(attack)({"a": torch.nn.Flatten(), "b": torch.nn.Flatten()}, Scaled(batch=batch))  # type: ignore[arg-type]
 
 
 def test_made_up_samples_have_all_that_those_of_the_data_have(tmp_path):

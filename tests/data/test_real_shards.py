@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
 from robust_train.data.augment import CropFlip, Inception
+from robust_train.data.beside import Beside
+from robust_train.data.manifest import Entry, checksum, split_of, write_json
 from robust_train.data.shards import Shards
-from robust_train.nouns import Batch, Place
+from robust_train.nouns import Batch, Extra, Place
 
 pytestmark = pytest.mark.data
 
@@ -49,6 +53,35 @@ def test_lossless_and_lossy_shards_hold_the_same_pictures(real, cache):
         assert 20 < 10 * torch.log10(255**2 / error) < 45
         labels = {int(batch.targets[numbers[key]]) for batch, numbers in keyed}
         assert len(labels) == 1
+
+
+@pytest.mark.parametrize("reader", ["indexed", "streams"])
+def test_a_task_comes_with_macaque_v4s_answers_to_other_pictures(real, cache, tmp_path, reader):
+    """Recording 201025: 1,200 pictures without labels, spike counts of 89 neurons, those of the file itself."""
+    import io
+    import tarfile
+
+    import numpy as np
+
+    (lies,) = real.glob("neural/v4_201025-*.tar.gz")
+    path = Path(shutil.copy(lies, tmp_path))  # the manifest there is of recordings, not of shards
+    entry = Entry(path.name, 1200, path.stat().st_size, checksum(path))
+    write_json(tmp_path / "manifest.json", {"splits": {"train": split_of([entry])}})
+    with tarfile.open(path) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar if m.name.endswith(".resp.npy")}  # type: ignore[union-attr]
+    said = [np.load(io.BytesIO(file)) for file in files.values()]  # in the order of the shard
+    task = Shards(str(real / "cifar10/cifar10-test-*.tar.gz"), 10, 32, cache=cache)
+    v4 = Shards(str(path), 1, 32, labelled=False, extra={"resp": Extra((89,))}, cache=cache, reader=reader, streams=4)
+    data = Beside(task, v4)
+    data.check()
+    seen = set()
+    for batch in islice(data.batches(Place(), 300, 0), 4):
+        assert batch.beside is not None
+        assert batch.images.shape == batch.beside.images.shape == (300, 3, 32, 32)
+        for sample, resp in zip(batch.beside.sample.tolist(), batch.beside.extra["resp"].numpy(), strict=True):
+            assert np.array_equal(resp, said[sample])
+            seen.add(sample)
+    assert len(seen) == len(said) == 1200
 
 
 def data_batches(data: Shards, count: int) -> Iterator[Batch]:
