@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from robust_train import checkpoint
 from robust_train.check import check, check_room, writable
@@ -172,6 +173,26 @@ def begin(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
     records.resume(0)
     if run.start is not None:
         start_from(engine, Path(run.start), records)
+    elif run.network.model.calibrated_on():
+        calibrate(run, engine)
+
+
+def calibrate(run: Run, engine: Engine) -> None:
+    """Let the model take from data what its initialisation asks for: of the first images of the training order."""
+    model, count = run.network.model, run.network.model.calibrated_on()
+
+    def change(built: nn.Module) -> None:
+        found: list[Tensor] = []
+        for batch in run.batches(
+            Place(device=engine.place.device), 0
+        ):  # the whole batch, whatever this rank's share is
+            batch = batch.to(engine.device, engine.dtype)
+            found.append(batch.images if batch.broken is None else batch.images[batch.broken == 0])
+            if sum(map(len, found)) >= count:
+                break
+        model.calibrate(built, (torch.cat(found)[:count] - engine.module.mean) / engine.module.std)
+
+    engine.begin_calibrated(change)
 
 
 def start_from(engine: Engine, path: Path, records: Records) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -333,6 +333,17 @@ class Engine(ABC):
         self.weights_changed()
         self.begin_average()
         return head
+
+    def begin_calibrated(self, change: Callable[[nn.Module], None]) -> None:
+        """Begin a run with what `change` makes of the model on the leading rank, in eval mode; all ranks get it."""
+        if self.place.leads:
+            with torch.no_grad(), self.module.judged(), self.module.noise(mode="off"):
+                change(self.module.model)
+        if self.place.world > 1:  # not every rank for itself: devices of another kind round otherwise
+            for value in self.module.model.state_dict().values():
+                distributed.broadcast(value, 0)
+        self.weights_changed()
+        self.begin_average()
 
     def begin_average(self) -> None:
         """Let every average of the network begin where the network stands."""

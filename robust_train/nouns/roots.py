@@ -160,6 +160,18 @@ class Model(Noun, ABC):
     def stages(self, model: nn.Module) -> Iterable[str]:
         """Names of the layers of a built model where hidden states [B, ...] may be mixed, first to last."""
 
+    def calibrated_on(self) -> int:
+        """Training samples that `calibrate` looks at; 0: it is not called."""
+        return 0
+
+    def calibrate(self, model: nn.Module, images: Tensor) -> None:
+        """Set in `model`, in place and without gradient, what its initialisation takes from data.
+
+        images [calibrated_on(), *shape]: as the model sees them, normalised; the first of the training order. Called
+        once, at the beginning of a run that neither goes on nor has a `start`, after the edits, in eval mode. The model
+        comes out the same on all ranks and at any world size.
+        """
+
 
 class Edit(Noun, ABC):
     """A change of a built model: another stem, other activations, layers of another structure.
