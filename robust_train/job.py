@@ -183,9 +183,7 @@ def calibrate(run: Run, engine: Engine) -> None:
 
     def change(built: nn.Module) -> None:
         found: list[Tensor] = []
-        for batch in run.batches(
-            Place(device=engine.place.device), 0
-        ):  # the whole batch, whatever this rank's share is
+        for batch in run.batches(Place(device=engine.place.device), 0):  # whole ones, not this rank's share
             batch = batch.to(engine.device, engine.dtype)
             found.append(batch.images if batch.broken is None else batch.images[batch.broken == 0])
             if sum(map(len, found)) >= count:

@@ -105,8 +105,9 @@ def began(place: Place, folder: str = "run", **changes: Any) -> tuple[dict[str, 
     run = run_of(folder, **changes)
     engine = PlainEngine(run, place, torch.float64)
     job.begin(run, engine, Judge(run, engine), Kept())  # type: ignore[arg-type]
+    now = weights(engine)
     with engine.using_average():
-        return weights(engine), weights(engine)
+        return now, weights(engine)
 
 
 def test_a_calibrated_model_begins_with_the_closed_form_of_the_first_images(tmp_path: Path) -> None:
