@@ -6,8 +6,6 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.forecast import rehearse
-from robust_train.nouns import Attack, Place
+from robust_train.nouns import Attack, Place, Schedule, within
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 
@@ -28,8 +26,9 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
+    in_order(run)
     size = micro_batch_size(run, world)
-    for attack in attacks_in(run):
+    for _, attack in within(run, Attack):
         refuse_unboxed(run.data.scale, attack.use)
     run.data.check()
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
@@ -38,14 +37,20 @@ def check(run: Run, world: int) -> str:
     return f"batch: {run.batch:,} images, in {count} micro-batch{'es' * (count > 1)} of {size:,}{each}"
 
 
-def attacks_in(value: Any) -> Iterator[Attack]:
-    """Every attack in a run, however deep."""
-    if isinstance(value, Attack):
-        yield value
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from (found for one in fields(value) for found in attacks_in(getattr(value, one.name)))
-    elif isinstance(value, (tuple, list)):
-        yield from (found for one in value for found in attacks_in(one))
+def in_order(run: Run) -> None:
+    """Refuse schedules whose points come out of order in a run of so many updates. Raises ConfigError with all."""
+    lines = []
+    for place, schedule in within(run, Schedule):
+        turns = [0.0, *schedule.turns(run.updates)]
+        if turns != sorted(turns):
+            said = ", ".join(f"{turn:g}" for turn in turns[1:])
+            lines.append(f"  run.{place}: {schedule.use} turns at updates {said}")
+    if lines:
+        listed = "\n".join(lines)
+        raise ConfigError(
+            f"schedules out of order in a run of {run.updates:,} updates:\n{listed}\nWrite shares of the run (10%), "
+            "which keep their order however long it is, or updates that rise and end within it."
+        )
 
 
 def check_room(run: Run, engine: Engine) -> list[str]:

@@ -31,7 +31,7 @@ def train(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
 
         if run.validate.due(update, run.updates):
             records.add(update, judge.validate())
-        if run.validate.probe.due(update):
+        if run.validate.probe.due(update, run.updates):
             judge.probe(batch, records)
         if run.checkpoint.due(update, run.updates) or judge.improved:
             save(run, engine, judge, records)

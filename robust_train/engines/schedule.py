@@ -1,4 +1,8 @@
-"""Numbers that change over a run: warm-up, cosine, steps, piecewise linear."""
+"""Numbers that change over a run: warm-up, cosine, steps, piecewise linear.
+
+Distances and places in a run are updates, whole or not, or shares of the run: `500`, `10%`. A schedule whose points
+come out of order for a run's updates is refused before the first of them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,7 @@ from itertools import pairwise
 
 from robust_train.nouns import Schedule
 from robust_train.read.registry import schedules
-
-
-def span(length: float, updates: int) -> float:
-    """A length in updates: itself, or that fraction of the run where it is below 1."""
-    return length * updates if 0 < length < 1 else length
+from robust_train.read.span import Span, updates_of
 
 
 @schedules.register("ramp")
@@ -24,16 +24,19 @@ class Ramp(Schedule):
     """
 
     to: float  # the number at the end of the ramp, and after it
-    updates: float  # length of the ramp, in updates; below 1: a fraction of the run
+    updates: Span  # length of the ramp: updates, or a share of the run (10%)
     start: float = 0.0  # the number before the ramp
-    wait: float = 0.0  # updates before the ramp begins; below 1: a fraction of the run
+    wait: Span = 0  # before the ramp begins: updates, or a share of the run
 
     examples = "- {to: 2.0, updates: 4}"
 
     def __call__(self, update: int, updates: int) -> float:
-        length = span(self.updates, updates)
-        done = 1.0 if length <= 0 else min(1.0, max(0.0, update - span(self.wait, updates)) / length)
+        length = updates_of(self.updates, updates)
+        done = 1.0 if length <= 0 else min(1.0, max(0.0, update - updates_of(self.wait, updates)) / length)
         return self.start + (self.to - self.start) * done
+
+    def turns(self, updates: int) -> list[float]:
+        return [updates_of(self.wait, updates), updates_of(self.wait, updates) + updates_of(self.updates, updates)]
 
 
 @schedules.register("cosine")
@@ -48,18 +51,21 @@ class Cosine(Schedule):
     """
 
     peak: float  # the largest value
-    warmup: float = 0.0  # updates of linear warm-up; below 1: a fraction of the run
+    warmup: Span = 0  # length of the linear warm-up: updates, or a share of the run (10%)
     start: float = 0.0  # the value at update 0 of the warm-up
     end: float = 0.0  # the value that the last update approaches
 
     examples = "- {peak: 0.1, warmup: 2}"
 
     def __call__(self, update: int, updates: int) -> float:
-        warmup = span(self.warmup, updates)
+        warmup = updates_of(self.warmup, updates)
         if update < warmup:
             return self.start + (self.peak - self.start) * update / warmup
         done = (update - warmup) / max(1.0, updates - warmup)
         return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+    def turns(self, updates: int) -> list[float]:
+        return [updates_of(self.warmup, updates), updates]
 
 
 @schedules.register("steps")
@@ -71,17 +77,20 @@ class Steps(Schedule):
     """
 
     value: float  # the number before the first milestone
-    milestones: tuple[float, ...]  # updates at which it is multiplied; below 1: fractions of the run
+    milestones: tuple[Span, ...]  # where it is multiplied: updates, or shares of the run (50%)
     factor: float = 0.1  # what it is multiplied by
-    warmup: float = 0.0  # updates of linear warm-up from 0; below 1: a fraction of the run
+    warmup: Span = 0  # length of the linear warm-up from 0: updates, or a share of the run (10%)
 
     examples = "- {value: 0.1, milestones: [4, 8]}"
 
     def __call__(self, update: int, updates: int) -> float:
-        warmup = span(self.warmup, updates)
+        warmup = updates_of(self.warmup, updates)
         if update < warmup:
             return self.value * update / warmup
-        return self.value * self.factor ** sum(update >= span(milestone, updates) for milestone in self.milestones)
+        return self.value * self.factor ** sum(update >= place for place in self.turns(updates)[1:])
+
+    def turns(self, updates: int) -> list[float]:
+        return [updates_of(place, updates) for place in (self.warmup, *self.milestones)]
 
 
 @schedules.register("linear")
@@ -89,20 +98,22 @@ class Steps(Schedule):
 class Linear(Schedule):
     """Straight lines between points: the cyclic rate of fast training (0, then the peak, then 0), one-cycle, MSD's.
 
-    points: (update, value) pairs in rising order of update; below 1, and 1.0 itself, updates are fractions of the run.
+    Before the first point and after the last one it is constant.
     """
 
-    points: tuple[tuple[float, float], ...]  # (update or fraction of the run, value)
+    points: tuple[tuple[Span, float], ...]  # (update or share of the run, value): [[0, 0], [30%, 0.2], [100%, 0]]
 
     examples = "- {points: [[0, 0.0], [4, 1.0]]}"
 
     def __post_init__(self) -> None:
-        places = [place for place, _ in self.points]
-        if len(places) < 2 or places != sorted(places):
-            raise ValueError(f"points={self.points} must be at least two (update, value) pairs, updates rising")
+        if len(self.points) < 2:
+            raise ValueError(f"points={self.points} must be at least two (update, value) pairs")
+
+    def turns(self, updates: int) -> list[float]:
+        return [updates_of(place, updates) for place, _ in self.points]
 
     def __call__(self, update: int, updates: int) -> float:
-        points = [(updates if place == 1.0 else span(place, updates), value) for place, value in self.points]
+        points = [(updates_of(place, updates), value) for place, value in self.points]
         if update <= points[0][0]:
             return points[0][1]
         for (left, low), (right, high) in pairwise(points):

@@ -21,7 +21,7 @@ from robust_train.nouns.roots import (
     Transform,
 )
 from robust_train.nouns.samples import PIXELS, Batch, Extra, Place, Scale, Shape
-from robust_train.nouns.schedule import Noun, Schedule, at, number
+from robust_train.nouns.schedule import Noun, Schedule, at, number, within
 
 __all__ = [
     "PIXELS",
@@ -51,4 +51,5 @@ __all__ = [
     "Transform",
     "at",
     "number",
+    "within",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -24,6 +25,10 @@ class Schedule(Noun, ABC):
     def __call__(self, update: int, updates: int) -> float:
         """The number at `update` (from 0) of a run of `updates`."""
 
+    def turns(self, updates: int) -> list[float]:
+        """The updates where its pieces meet in a run of `updates`, in the order that they must come in."""
+        return []
+
 
 def at(value: Any, update: int, updates: int) -> Any:
     """`value` with each schedule in it, however deep, replaced by its number at `update` of `updates`."""
@@ -37,6 +42,18 @@ def at(value: Any, update: int, updates: int) -> Any:
         entries = [at(entry, update, updates) for entry in value]
         return value if all(new is old for new, old in zip(entries, value, strict=True)) else type(value)(entries)
     return value
+
+
+def within(value: Any, kind: type[Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every instance of a kind in a value, however deep, with its place: ("objective.attack.threat.eps", Ramp(...))."""
+    if isinstance(value, kind):
+        yield where, value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            yield from within(getattr(value, f.name), kind, f"{where}.{f.name}" if where else f.name)
+    elif isinstance(value, (tuple, list)):
+        for place, entry in enumerate(value):
+            yield from within(entry, kind, f"{where}[{place}]")
 
 
 def number(value: float | Schedule) -> float:

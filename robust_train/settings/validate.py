@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from robust_train.nouns import Attack
+from robust_train.nouns import Attack, Schedule, within
+from robust_train.read.span import Span, due, whole
 
 
 @dataclass(frozen=True)
@@ -16,27 +17,30 @@ class Probe:
     0.2). Recorded as probe/PGD10 and the like, and probe/collapsed; where it is 1, the run also says so.
     """
 
-    every: int = 0  # updates between two probes; 0: none
+    every: Span = 0  # between two probes: updates, or a share of the run (5%); 0: none
     attack: Attack | None = None  # such as pgd with 10 steps, in the threat model of training
     images: int = 64  # of the global batch, its first
     fall: float = 0.2  # of accuracy between two probes: more than that is a collapse
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.images < 1:
-            raise ValueError(f"every={self.every} must be at least 0 and images={self.images} at least 1")
+        whole("every", self.every)
+        if self.images < 1:
+            raise ValueError(f"images={self.images} must be at least 1")
         if self.every and self.attack is None:
             raise ValueError("attack is missing: name the attack to probe with, such as pgd with 10 steps")
 
-    def due(self, update: int) -> bool:
+        settled("attack", self.attack)
+
+    def due(self, update: int, updates: int) -> bool:
         """Whether a probe comes after `update`."""
-        return self.every > 0 and (update + 1) % self.every == 0
+        return due(self.every, update, updates)
 
 
 @dataclass(frozen=True)
 class Validate:
     """When and how the run is validated. An average of the weights, where one is kept, is what is judged."""
 
-    every: int = 0  # updates between validations, and after the last update; 0: only the final evaluation
+    every: Span = 0  # between validations: updates, or a share of the run (10%); 0: only the final evaluation
     attack: Attack | None = None  # robust accuracy is under this attack; null: clean accuracy only
     images: int | None = None  # the first so many validation images; null: all
     final: Attack | None = None  # a stronger attack on all validation images after the last update; null: `attack`
@@ -44,9 +48,24 @@ class Validate:
     probe: Probe = field(default_factory=Probe)  # a watch for catastrophic overfitting, on training batches
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.chunk < 1:
-            raise ValueError(f"every={self.every} must be at least 0 and chunk={self.chunk} at least 1")
+        whole("every", self.every)
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be at least 1")
+        settled("attack", self.attack)
+        settled("final", self.final)
 
     def due(self, update: int, updates: int) -> bool:
         """Whether a validation comes after `update`. The last update's competes for the best checkpoint too."""
-        return self.every > 0 and ((update + 1) % self.every == 0 or update + 1 == updates)
+        return self.every != 0 and (update + 1 == updates or due(self.every, update, updates))
+
+
+def settled(name: str, attack: Attack | None) -> None:
+    """Refuse an attack that changes over the run: what it finds at two updates is compared, and the best one kept.
+
+    Raises ValueError.
+    """
+    for place, _ in within(attack, Schedule, name):
+        raise ValueError(
+            f"{place} is a schedule, and what judges must not change over a run: accuracies of two updates are "
+            "compared, and the best checkpoint is chosen by them. Write the number, such as the one that it ends at"
+        )

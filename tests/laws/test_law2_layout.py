@@ -70,7 +70,7 @@ def run_of(objective: Objective, updates: int, execution: Execution, noisy: bool
     network = Blueprint(ToyNetwork(), group=4, checkpointing=True)
     if noisy:
         network = Blueprint(SmallResNet((4, 6)), edits=(NOISY,), group=4)
-    optimiser = Optimiser(name="momentum", lr=Cosine(0.02, warmup=0.1), weight_decay=1e-3, clip=2.0)
+    optimiser = Optimiser(name="momentum", lr=Cosine(0.02, warmup="10%"), weight_decay=1e-3, clip=2.0)
     changes = {"network": network, "optimiser": optimiser, "average": Average(0.9)}
     return toy_run(objective, updates=updates, engine=execution, **changes)
 
