@@ -60,6 +60,11 @@ class Run:
         for name in ("updates", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        mixed, own = getattr(self.mixing, "smoothing", 0.0), getattr(self.objective, "smoothing", 0.0)
+        if mixed and own:
+            raise ValueError(
+                f"mixing.smoothing={mixed} and objective.smoothing={own} would both smooth the targets: set one of them to 0"
+            )
 
     @classmethod
     def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:

@@ -97,7 +97,7 @@ class Turns(Players):
 class Penalised(Objective):
     """H + weight mean_b |dH_b/dx_b|^2: a gradient by the images that is differentiated again."""
 
-    weight: float = 5.0
+    weight: float = 0.1
 
     use = "penalised"
 

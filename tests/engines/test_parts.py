@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from robust_train.check import check_room
+from robust_train.data.mix import Mixup
 from robust_train.engines.plain import PlainEngine
 from robust_train.forecast import rehearse
 from robust_train.keyed import Key
@@ -216,3 +217,11 @@ def test_a_part_that_cannot_be_trained_is_refused(tmp_path: Path, owned: Any, of
         trained(engine_of(Owning(owned, of), tmp_path))
     with pytest.raises(ValueError, match="only one of them can move a part"):
         Part(Scalar(1.0), HEAD, average_of="network")
+
+
+def test_smoothing_in_mixing_and_in_the_objective_is_refused() -> None:
+    """Fault 12: both were applied."""
+    with pytest.raises(ValueError, match=r"mixing\.smoothing=0\.1 and objective\.smoothing=0\.2 would both smooth"):
+        toy_run(Plain(0.2), mixing=Mixup(smoothing=0.1, group=4))
+    toy_run(Plain(), mixing=Mixup(smoothing=0.1, group=4))
+    toy_run(Plain(0.2), mixing=Mixup(group=4))
