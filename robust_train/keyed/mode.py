@@ -118,7 +118,7 @@ class Mode:
     # of the forward that runs
     images: int | None = None  # None: as many as a layer sees rows
     drawn: Draw | None = None  # its noise; None: no forward has begun, or its noise is off
-    edits: tuple[tuple[Any, Any], ...] = ()  # (layer, hook that puts another tensor in place of its output)
+    swaps: tuple[tuple[Any, Any], ...] = ()  # (layer, hook that puts another tensor in place of its output)
 
     def norm_of(self, layer: str) -> Norm:
         """Whose statistics a layer takes."""

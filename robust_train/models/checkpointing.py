@@ -72,7 +72,7 @@ def _contexts(block: Any) -> tuple[Any, Any]:
 
 
 class _As:
-    """The mode at construction, its edits with it, and train or eval of each module, for a while.
+    """The mode at construction, its swaps with it, and train or eval of each module, for a while.
 
     Afterwards what it was comes back. Entered once for each backward through the block, as often as the graph is kept.
     """
@@ -88,7 +88,7 @@ class _As:
         self.now = self.held.now, _flags(self.block)
         self._set(self.then)
         mode, inside = self.then[0], set(self.block.modules()) - {self.block}  # the block's own hooks run around it
-        self.hooks = [layer.register_forward_hook(hook) for layer, hook in mode.edits if layer in inside]
+        self.hooks = [layer.register_forward_hook(hook) for layer, hook in mode.swaps if layer in inside]
 
     def __exit__(self, *error: object) -> None:
         for hook in self.hooks:

@@ -19,7 +19,8 @@ from robust_train.models.batchnorm import GroupedBatchNorm, group_batchnorms
 from robust_train.models.drops import refuse_unkeyed, replace_drops
 from robust_train.read.errors import ConfigError, nearest
 
-Edit = Callable[[Tensor], Tensor]
+Swap = Callable[[Tensor], Tensor]
+"""A layer's output to what the layers after it see in its place."""
 
 
 class Moded(nn.Module):
@@ -109,23 +110,23 @@ class Network(Moded):
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or (1.0,)).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, edits: Mapping[str, Edit] | None = None, taps: Sequence[str] = ()) -> Any:
+    def forward(self, images: Tensor, swaps: Mapping[str, Swap] | None = None, taps: Sequence[str] = ()) -> Any:
         """Logits [B, classes], float32 or better. With `taps` also {name: the output of that layer, with its graph}.
 
-        edits: {layer name: function of its output}, put in its place; "" names the input images. A tap sees what
-        an edit made. Raises ConfigError for an unknown name, or a layer that gives no single tensor.
+        swaps: {layer name: function of its output}, put in its place; "" names the input images. A tap sees what
+        a swap made. Raises ConfigError for an unknown name, or a layer that gives no single tensor.
         """
-        edits = edits or {}
+        swaps = swaps or {}
         seen: dict[str, Tensor] = {}
-        if "" in edits:
-            images = edits[""](images)
-        edited = tuple((self._layer(name), _edited(edit, name)) for name, edit in edits.items() if name)
-        hooks = [layer.register_forward_hook(hook) for layer, hook in edited]
+        if "" in swaps:
+            images = swaps[""](images)
+        swapped = tuple((self._layer(name), _swapped(swap, name)) for name, swap in swaps.items() if name)
+        hooks = [layer.register_forward_hook(hook) for layer, hook in swapped]
         hooks += [self._layer(name).register_forward_hook(_tapped(seen, name)) for name in taps]
         # a compiled model looks for no hooks that came after its compilation: it would leave them out in silence
         model = self.model._call_impl if hooks else self.model
         try:
-            mode = replace(self.now.of_forward(len(images), images.device, bool(self.noisy)), edits=edited)
+            mode = replace(self.now.of_forward(len(images), images.device, bool(self.noisy)), swaps=swapped)
             with self.held.under(mode):
                 normal = (images - self.mean) / self.std
                 if self.channels_last:
@@ -220,8 +221,8 @@ def flagged(module: nn.Module, training: bool | None) -> Iterator[None]:
 Hook = Callable[[nn.Module, Any, Any], Tensor]
 
 
-def _edited(edit: Edit, name: str) -> Hook:
-    return lambda module, inputs, output: edit(_single(output, name))
+def _swapped(swap: Swap, name: str) -> Hook:
+    return lambda module, inputs, output: swap(_single(output, name))
 
 
 def _tapped(seen: dict[str, Tensor], name: str) -> Hook:

@@ -59,7 +59,7 @@ class Interpolated(Objective):
         """The mean of H(f(M(a)), M(y)) over the images a."""
         mix = Mix.draw(key.of("mix"), self.alpha, self.group, len(images), images.device)
         with network.drops(key.of("drops")):
-            logits = network(images, edits={self._layer(network, key.of("layer")): mix})
+            logits = network(images, swaps={self._layer(network, key.of("layer")): mix})
         return cross_entropy(logits, mix(distribution(targets, network.classes, self.smoothing, images.dtype))).mean()
 
     def _layer(self, network: Any, key: Key) -> str:

@@ -91,7 +91,7 @@ def test_an_edit_inside_a_recomputed_block_is_part_of_its_forward():
     for net in pair():
         with net.drops(KEY):
             images = PIXELS.clone().requires_grad_()
-            loss = net(images, edits={"blocks.1.conv": lambda hidden: 3 * hidden.flip(0)}).square().sum()
+            loss = net(images, swaps={"blocks.1.conv": lambda hidden: 3 * hidden.flip(0)}).square().sum()
         found.append(torch.autograd.grad(loss, [images, *net.parameters()]))
         assert not any(module._forward_hooks for module in net.modules())
     for plain, recomputed in zip(*found, strict=True):

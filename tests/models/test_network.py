@@ -98,12 +98,12 @@ def test_an_edit_stands_in_the_place_of_a_layer_and_a_tap_sees_it() -> None:
     net = built(SmallResNet())
     plain, states = net(PIXELS, taps=net.stages)
     for name in net.stages:
-        logits, seen = net(PIXELS, edits={name: lambda hidden: hidden.flip(0)}, taps=(name,))
+        logits, seen = net(PIXELS, swaps={name: lambda hidden: hidden.flip(0)}, taps=(name,))
         assert_close(seen[name], states[name].flip(0))
         assert not torch.allclose(logits, plain)
-    same = net(PIXELS, edits={name: lambda hidden: hidden for name in net.stages})
+    same = net(PIXELS, swaps={name: lambda hidden: hidden for name in net.stages})
     assert torch.equal(same, plain)
-    assert_close(net(PIXELS, edits={"": lambda images: images.flip(0)}), net(PIXELS.flip(0)))
+    assert_close(net(PIXELS, swaps={"": lambda images: images.flip(0)}), net(PIXELS.flip(0)))
 
 
 def test_no_hook_stays_behind_even_when_a_forward_fails() -> None:
@@ -113,7 +113,7 @@ def test_no_hook_stays_behind_even_when_a_forward_fails() -> None:
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        net(PIXELS, edits={"block1": fail}, taps=("block2",))
+        net(PIXELS, swaps={"block1": fail}, taps=("block2",))
     assert not any(module._forward_hooks for module in net.modules())
 
 
