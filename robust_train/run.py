@@ -63,7 +63,8 @@ class Run:
         mixed, own = getattr(self.mixing, "smoothing", 0.0), getattr(self.objective, "smoothing", 0.0)
         if mixed and own:
             raise ValueError(
-                f"mixing.smoothing={mixed} and objective.smoothing={own} would both smooth the targets: set one of them to 0"
+                f"mixing.smoothing={mixed} and objective.smoothing={own} would both smooth the "
+                "targets: set one of them to 0"
             )
 
     @classmethod
