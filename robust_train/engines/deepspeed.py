@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.engines.engine import Engine, filled
-from robust_train.engines.optim import ELEMENTWISE
+from robust_train.engines.engine import Engine
+from robust_train.engines.optim import ELEMENTWISE, filled
 from robust_train.engines.place import join, place_of_environment
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.engines.optim import build, restore, set_rate, state_of
 from robust_train.engines.parts import Parts
 from robust_train.engines.snapshot import Snapshot
-from robust_train.engines.sums import digest, names, pack, size, summed, unlike, unpack
+from robust_train.engines.sums import digest, names, pack, size, squared_norm, summed, unlike, unpack
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.weights import fit_weights
@@ -169,7 +169,9 @@ class Engine(ABC):
             metrics["data/broken"] = self._broken  # a sum, not a mean
         counts, sums = summed([loss.counts for loss in losses]), summed([loss.sums for loss in losses])
         recorded = {"": self.module.recorded()}
-        squares = {"": _squared(gradients, self.device) / self.copies}  # of gradients; of parts every rank has the same
+        squares = {
+            "": squared_norm(gradients, self.device) / self.copies
+        }  # of gradients; of parts every rank has the same
         squares |= {name: square / world for name, square in self.parts.squares().items()}
         slots = {
             "flags": self._slot(self._flag(losses)),
@@ -374,26 +376,5 @@ class Engine(ABC):
         return
 
 
-def filled(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients of weights, zeros for those that no loss saw.
-
-    So decay and momentum move them as they move all others, on every engine: shards that are cut from one flat vector
-    cannot leave a weight of it alone; and ranks whose losses saw other weights still add up alike.
-    """
-    found = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        found.append(parameter.grad)
-    return found
-
-
 def _detached(values: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
-
-
-def _squared(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """The squared norm of all gradients together, float64."""
-    if not gradients:
-        return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -78,3 +78,17 @@ def restore(optimiser: torch.optim.Optimizer, parameter: Tensor, state: Mapping[
         key: value.to(parameter.device if value.dim() else "cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+
+
+def filled(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients of weights, zeros for those that no loss saw.
+
+    So decay and momentum move them as they move all others, on every engine: shards that are cut from one flat vector
+    cannot leave a weight of it alone; and ranks whose losses saw other weights still add up alike.
+    """
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    return found

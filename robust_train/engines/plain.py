@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
-from robust_train.engines.engine import Engine, filled
+from robust_train.engines.engine import Engine
+from robust_train.engines.optim import filled
 from robust_train.engines.place import join
 from robust_train.nouns import Place
 from robust_train.run import Run

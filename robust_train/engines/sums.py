@@ -65,3 +65,10 @@ def unpack(flat: Tensor, *groups: Mapping[str, Tensor]) -> list[dict[str, Tensor
 def size(group: Mapping[str, Tensor]) -> int:
     """How many numbers a group holds."""
     return sum(tensor.numel() for tensor in group.values())
+
+
+def squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """The squared norm of all gradients together, float64."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
