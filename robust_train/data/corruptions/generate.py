@@ -19,7 +19,7 @@ from robust_train.keyed.draws import rows_of
 
 VALUES = 2**22  # pixel values that are worked on at a time: bounds the memory, never the result
 
-Made = Callable[[np.ndarray, Any, Key], np.ndarray]
+Made = Callable[..., np.ndarray]
 """Images [B, C, H, W] in [0, 1], float64; a severity's parameters; a key with B rows -> images, not yet clipped."""
 
 _MADE: dict[str, Made] = {
@@ -33,6 +33,7 @@ _MADE: dict[str, Made] = {
     "zoom_blur": blur.zoom,
     "gaussian_blur": blur.gaussian,
     "snow": weather.snow,
+    "frost": weather.frost,
     "fog": weather.fog,
     "brightness": weather.brightness,
     "spatter": spatter.spatter,
@@ -61,9 +62,8 @@ def corrupt(
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"images {list(images.shape)} are not square: corruptions are defined for square ones")
     c = parameters(name, images.shape[-1], severity)
-    made = partial(weather.frost, folder=frost) if name == "frost" else _MADE[name]
-    if name in ("motion_blur", "snow"):
-        made = partial(made, hdri=hdri)
+    own: dict[str, dict[str, Any]] = {"frost": {"folder": frost}, "motion_blur": {"hdri": hdri}, "snow": {"hdri": hdri}}
+    made = partial(_MADE[name], **own.get(name, {}))
     drawn = key.of(name).at(severity).rows(rows_of(key, len(images), "cpu"))
     out = torch.empty_like(images, device="cpu")
     for rows in torch.arange(len(images)).split(max(1, VALUES // images[0].numel())) if len(images) else ():
