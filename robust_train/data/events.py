@@ -41,6 +41,8 @@ class DigitEvents(Dataset):
     substeps: int = 4  # places of the digit in a frame
     binary: bool = True  # whether several events of a pixel in one frame are one, as attacks' box [0, 1] asks
 
+    examples = "- {frames: 3, stride: 4}"
+
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "substeps"):
             if getattr(self, name) < 1:

@@ -11,12 +11,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic_core import ValidationError
-
 from robust_train.nouns import Noun
 from robust_train.read import uses, yaml
 from robust_train.read.errors import ConfigError, nearest
-from robust_train.read.strict import BRANCH, told, validator
+from robust_train.read.strict import read
 
 Kind = TypeVar("Kind")
 Tree = dict[str, Any]
@@ -60,14 +58,12 @@ def parse(kind: type[Kind], tree: Any, where: str = "run", source: str | None = 
     """
     if isinstance(tree, Mapping) and "uses" in getattr(kind, "__dataclass_fields__", ()):
         uses.bring(tree.get("uses"), source)
-    try:
-        return cast(
-            Kind, validator(cast(Any, kind)).validate_python({} if tree is None and is_dataclass(kind) else tree)
-        )
-    except ValidationError as error:
-        lines = [f"  {_place(where, line['loc'])}: {told(line)}" for line in error.errors()]
-        count = f"{len(lines)} mistake{'s' * (len(lines) > 1)}"
-        raise ConfigError("\n".join([f"{count} in {source or 'the run'}:", *lines])) from None
+    wrong: list[str] = []
+    found = read(kind, {} if tree is None and is_dataclass(kind) else tree, where, wrong)
+    if wrong:
+        count = f"{len(wrong)} mistake{'s' * (len(wrong) > 1)}"
+        raise ConfigError("\n  ".join([f"{count} in {source or 'the run'}:", *wrong]))
+    return cast(Kind, found)
 
 
 def dump(instance: Any) -> str:
@@ -147,13 +143,3 @@ def _text(path: Path, before: str = "") -> str:
         raise ConfigError(f"{before}{path}: is a folder; name a YAML file in it") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{before}{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-
-
-def _place(where: str, loc: tuple[str | int, ...]) -> str:
-    """`run.objective.attacks[0].steps`, without the names of union branches."""
-    for part in loc:
-        if isinstance(part, int):
-            where += f"[{part}]"
-        elif not part.startswith(BRANCH):
-            where += f".{part}" if where else part
-    return where

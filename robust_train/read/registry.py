@@ -18,9 +18,6 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import core_schema
-
 from robust_train.nouns import (
     Attack,
     Augmentation,
@@ -36,7 +33,6 @@ from robust_train.nouns import (
     Transform,
 )
 from robust_train.read.errors import ConfigError, nearest
-from robust_train.read.strict import NODE, mistake, validator
 
 Root = TypeVar("Root", bound=Noun)
 Registered = TypeVar("Registered", bound=type)
@@ -57,7 +53,6 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         self._known: dict[str, type[Root]] = {}
         self._filled = not homes
         root.registry = self  # type: ignore[attr-defined]  # its subclasses find it there
-        root.__get_pydantic_core_schema__ = classmethod(_schema)  # type: ignore[attr-defined]
 
     @property
     def noun(self) -> str:
@@ -94,7 +89,6 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
             if not (is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
                 raise ValueError(f"{cls.__qualname__} must be a frozen dataclass, decorated before it is registered")
             cls.use = name  # type: ignore[attr-defined]
-            cls.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
             self._known[name] = cast(type[Root], cls)
             return cls
 
@@ -131,40 +125,6 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
 
 def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _schema(cls: type[Noun], source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-    """How pydantic reads a noun. Names are looked up when a tree is read, so the registry may grow, and recurse."""
-    registry: Registry[Any] = cls.registry  # type: ignore[attr-defined]
-    if is_dataclass(cls):  # a field that asks for this very class: `use:` may be left out
-
-        def read_this(tree: Any, read: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            if isinstance(tree, Mapping) and "use" in tree:
-                return _read(registry, cls, tree)
-            return read(tree)
-
-        return core_schema.no_info_wrap_validator_function(read_this, handler(source), metadata={NODE: True})
-
-    return core_schema.no_info_plain_validator_function(lambda tree: _read(registry, cls, tree), metadata={NODE: True})
-
-
-def _read(registry: Registry[Any], wanted: type[Noun], tree: Any) -> Any:
-    """An instance of `wanted` from an instance, a name, or a mapping with `use:` and the fields."""
-    if isinstance(tree, wanted):
-        return tree
-    if isinstance(tree, str):
-        tree = {"use": tree}
-    if not isinstance(tree, Mapping):
-        raise mistake(f"expected {registry.noun} {{use: name, ...}}, got {tree!r} ({type(tree).__name__})", tree)
-    fields = dict(tree)
-    if "use" not in fields:
-        known = ", ".join(registry.among(wanted)) or "none"
-        raise mistake(f"missing; name the {registry.noun} (known: {known})", tree, "use")
-    name = fields.pop("use")
-    found = registry.get(name) if isinstance(name, str) else None
-    if found is None or not issubclass(found, wanted):
-        raise mistake(registry.refusal(name, wanted), name, "use")
-    return validator(found).validate_python(fields)
 
 
 threats: Registry[Threat] = Registry(Threat, "robust_train.threats")

@@ -9,21 +9,21 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic_core import core_schema
-
-from robust_train.read.strict import mistake, shown
+from robust_train.read.strict import shown
 
 SHARE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?%")
 
 
-class _Read:
-    """How pydantic reads a distance."""
+def read(written: Any) -> float | str:
+    """A span as it is written. Raises ValueError where it is none."""
+    if refusal := _refusal(written):
+        raise ValueError(f"{refusal}, got {shown(written)}")
+    if isinstance(written, str):
+        return written
+    return int(written) if written == int(written) else written
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(_read)
 
-
-Span = Annotated[float | str, _Read()]
+Span = Annotated[float | str, read]
 """A distance in a run, or a place in it: a number of updates, or a share of the run's such as `10%`."""
 
 
@@ -48,14 +48,6 @@ def whole(name: str, every: Span) -> None:
         refusal = "must be a whole number of updates"
     if refusal is not None:
         raise ValueError(f"{name}={every} {refusal}" if refusal.startswith("must") else f"{name}: {refusal}")
-
-
-def _read(tree: Any) -> float | str:
-    if refusal := _refusal(tree):
-        raise mistake(f"{refusal}, got {shown(tree)}", tree)
-    if isinstance(tree, str):
-        return tree
-    return int(tree) if tree == int(tree) else tree
 
 
 def _refusal(span: object) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -352,3 +352,30 @@ def test_a_file_that_cannot_be_read_is_named_with_the_nearest(tmp_path):
         with pytest.raises(ConfigError) as seen:
             load_tree(tmp_path / name)
         assert words in str(seen.value)
+
+
+def even(written: object) -> int:
+    """A reader of its own."""
+    if not isinstance(written, int) or written % 2:
+        raise ValueError(f"expected an even number, got {written!r}")
+    return written
+
+
+@dataclass(frozen=True)
+class Pairs:
+    count: Annotated[int, even] = 0
+    each: tuple[Annotated[int, even], ...] = ()
+    none: Annotated[int, even] | None = None
+
+
+def test_a_type_may_have_a_reader_of_its_own():
+    assert parse(Pairs, {"count": 2, "each": [4], "none": None}) == Pairs(2, (4,))
+    assert mistakes(Pairs, {"count": 3, "each": [4, 5], "none": "x"})[1:] == [
+        "  run.count: expected an even number, got 3",
+        "  run.each[1]: expected an even number, got 5",
+        "  run.none: expected an even number, got 'x'",
+    ]
+
+
+def test_a_number_beyond_floats_is_a_mistake():
+    assert mistakes(Run, with_(rate=10**400))[1:] == ["  run.rate: is too large for a float"]
