@@ -216,7 +216,7 @@ def do(found: Distillation, until: str) -> Study | None:
 
 def join(found: Distillation) -> None:
     """Write the ensembles' files."""
-    from robust_train import checkpoint
+    from robust_train import disk
     from robust_train.trained import Members
 
     for seed in found.sweep.seeds:
@@ -224,7 +224,7 @@ def join(found: Distillation) -> None:
             path = found.place(seed, name)
             text = Members(one.members, one.mean, one.weights).dump()
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                checkpoint.write_atomically(path, text)
+                disk.write_text(path, text)
 
 
 def course_of(asked: Judging, data: Dataset) -> Course:
@@ -243,7 +243,7 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     import torch
 
     from launch.deal import dealt
-    from robust_train import checkpoint, command
+    from robust_train import command, disk
     from robust_train.arithmetic import full_float32
     from robust_train.evaluate import panel
     from robust_train.evaluate.report import circumstances
@@ -289,7 +289,7 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
         **circumstances(device, began),
     }
     text = json.dumps(tree, indent=1, ensure_ascii=False)
-    checkpoint.write_atomically(found.folder / "study.json", text + "\n")
+    disk.write_text(found.folder / "study.json", text + "\n")
     print(f"picture: {picture}\nreport: {found.folder / 'study.json'}")
     return study
 

@@ -248,10 +248,10 @@ def do(found: Sweep) -> None:
 
 def record(folder: Path, done: Mapping[str, Summary], failed: Mapping[str, str]) -> None:
     """Write sweep.json: every summary by its run's name, and why those failed that did."""
-    from robust_train import checkpoint
+    from robust_train import disk
 
     text = json.dumps({"runs": done, "failed": failed}, indent=2, ensure_ascii=False)
-    checkpoint.write_atomically(folder / "sweep.json", text + "\n")
+    disk.write_text(folder / "sweep.json", text + "\n")
 
 
 def listed(found: Sweep) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robust_train import disk
 from robust_train.nouns import Place
 from robust_train.read.errors import CheckpointError
 
@@ -36,26 +36,26 @@ def write(
     for name, values in tensors.items():
         held = {key: value.detach().to("cpu").contiguous() for key, value in values.items()}
         _save(held, making / name)
-        mine[name] = _finish(making / name)
+        mine[name] = disk.settle(making / name)
     if place.leads:
         for name, text in texts.items():
             (making / name).parent.mkdir(parents=True, exist_ok=True)
             (making / name).write_text(text, encoding="utf-8")
-            mine[name] = _finish(making / name)
+            mine[name] = disk.settle(making / name)
     checksums: dict[str, str] = {}
     for theirs in gather(mine):
         checksums |= theirs
     if place.leads:
         manifest = {"form": 1, "ranks": place.world, "sha256": dict(sorted(checksums.items()))}
         (making / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _finish(making / "manifest.json")
-        _sync(making)
+        disk.settle(making / "manifest.json")
+        disk.sync_folder(making)
         before = folder.with_name(folder.name + ".before")
         if folder.exists():  # of an update that was done again: it stays until the new one stands
             shutil.rmtree(before, ignore_errors=True)
             os.replace(folder, before)
         os.replace(making, folder)
-        _sync(folder.parent)
+        disk.sync_folder(folder.parent)
         shutil.rmtree(before, ignore_errors=True)
     gather(None)
 
@@ -80,7 +80,7 @@ def verify(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder} lacks {name}, which its manifest lists. Copy the whole folder, or use an older checkpoint."
             )
-        if _checksum(path) != checksum:
+        if disk.checksum(path) != checksum:
             raise CheckpointError(
                 f"{path} is not the file that was saved (its checksum differs). Use an older checkpoint."
             )
@@ -131,7 +131,7 @@ def mark_best(run_folder: Path, name: str | None, accuracy: float) -> None:
     if name is None:
         path.unlink(missing_ok=True)
     else:
-        write_atomically(path, json.dumps({"checkpoint": name, "accuracy": accuracy}) + "\n")
+        disk.write_text(path, json.dumps({"checkpoint": name, "accuracy": accuracy}) + "\n")
 
 
 def prune(run_folder: Path, keep: int) -> None:
@@ -159,14 +159,6 @@ def find(path: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A file that is whole or as it was."""
-    making = path.with_name(path.name + ".making")
-    making.write_text(text, encoding="utf-8")
-    _finish(making)
-    os.replace(making, path)
-
-
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors. Raises OSError where the system refuses, as other files do: safetensors says it in words."""
     from safetensors import SafetensorError
@@ -179,23 +171,3 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-
-
-def _finish(path: Path) -> str:
-    """Bytes on the disk, and their checksum."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _checksum(path)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_train import checkpoint
+from robust_train import checkpoint, disk
 from robust_train.check import check, check_room, writable
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
@@ -134,7 +134,7 @@ def prepare(run: Run, place: Place) -> None:
     run.data.prepare()
     if place.leads:
         keep_sources(run)
-        checkpoint.write_atomically(run.path / "run.yaml", run.dump())
+        disk.write_text(run.path / "run.yaml", run.dump())
 
 
 def keep_sources(run: Run) -> None:
@@ -143,7 +143,7 @@ def keep_sources(run: Run) -> None:
     for path, text in uses.sources(run.uses).items():
         file = run.path / uses.FOLDER / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(file, text)
+        disk.write_text(file, text)
 
 
 def same(run: Run) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robust_train import checkpoint
+from robust_train import checkpoint, disk
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
 from robust_train.evaluate.shifts import Shifts, preprocessing
@@ -152,7 +151,7 @@ class Subject:
         if self.checkpoint is None or not is_ensemble(self.checkpoint):
             return own
         whole = " ".join([own, *(checksum(folder) for folder in self.checkpoints)])
-        return hashlib.sha256(whole.encode()).hexdigest()
+        return disk.digest(whole)
 
     def identity(self, data: Dataset) -> dict[str, Any]:
         """What its verdicts are a function of: checksums of weights, images, own modules. Reads the weights once."""
@@ -197,8 +196,4 @@ class Shown:
 def checksum(path: Path) -> str:
     """sha256 of a weights file, or of all weights of a checkpoint, by its manifest."""
     file = path / "manifest.json" if path.is_dir() else path
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return disk.checksum(file)

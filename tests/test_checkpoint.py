@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robust_train import checkpoint
+from robust_train import checkpoint, disk
 from robust_train.engines.engine import Engine
 from robust_train.engines.plain import PlainEngine
 from robust_train.judging import Judge, Judged
@@ -82,7 +82,7 @@ def test_a_folder_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["weights.safetensors", "run.yaml", "manifest.json"])
 def test_a_full_disk_leaves_no_checkpoint_and_the_older_one_whole(engine: Engine, folder: Path, file: str) -> None:
     """At whatever file the writing ends, nothing looks like a checkpoint that is none."""
-    finish = checkpoint._finish
+    finish = disk.settle
 
     def full(path: Path) -> str:
         if path.name == file:
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_no_checkpoint_and_the_older_one_whole(engine: Engine
         return finish(path)
 
     engine.updates = 4
-    with mock.patch.object(checkpoint, "_finish", full), pytest.raises(OSError, match="No space left"):
+    with mock.patch.object(disk, "settle", full), pytest.raises(OSError, match="No space left"):
         saved(engine)
     assert checkpoint.newest(engine.run.path) == folder
     saved(engine)  # what the failed one left behind is in nobody's way

@@ -18,7 +18,7 @@ ROWS = [  # from the top down: a module may import rows below its own
     {"trained"},
     {"attacks"},
     {"threats", "models", "data"},
-    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings", "arithmetic"},
+    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings", "disk", "arithmetic"},
 ]
 WITHIN = {  # and within its row only these
     "launch": {"command"},
@@ -39,8 +39,9 @@ WITHIN = {  # and within its row only these
     "brain": {"objectives"},
     "keyed": set(),
     "kernels": {"keyed"},
-    "read": {"nouns"},
-    "checkpoint": {"nouns", "read"},
+    "read": {"nouns", "disk"},
+    "checkpoint": {"nouns", "read", "disk"},
+    "disk": set(),
     "settings": {"nouns", "read"},
     "losses": set(),
     "data": set(),

@@ -80,7 +80,7 @@ def parts(text: str) -> tuple[float, ...]:
 def main(words: list[str]) -> None:
     """Try the members as one network, fit what is asked for, and write the file."""
     from robust_train.check import writable
-    from robust_train.data.manifest import write_whole
+    from robust_train.disk import write_text
     from robust_train.trained import Members, together
 
     asked = arguments(words)
@@ -95,7 +95,7 @@ def main(words: list[str]) -> None:
     if asked.fit is not None:
         weights, fitted = fit(ensemble, asked, device)
     text = Members(named, asked.mean, weights, fitted).dump()
-    write_whole(out, lambda file: file.write(text.encode()))
+    write_text(out, text)
     print(f"ensemble of {len(named)}: {out}")
 
 

@@ -14,7 +14,6 @@ manifest.json (counts and checksums). The same command goes on where an interrup
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import sys
@@ -29,19 +28,11 @@ from typing import Any
 
 from robust_train.data.decode import Undecodable
 from robust_train.data.index import agrees, index, unpacked
-from robust_train.data.manifest import (
-    SUFFIXES,
-    Entry,
-    checksum,
-    entries,
-    packed,
-    read_manifest,
-    split_of,
-    write_json,
-)
+from robust_train.data.manifest import SUFFIXES, Entry, entries, packed, read_manifest, split_of
 from robust_train.data.order import permutation
 from robust_train.data.sources import ClassFolders, DigitsSource, FlatValidation, Source, Torchvision, read_names
 from robust_train.data.write import Sample, verify, write_shard
+from robust_train.disk import checksum, digest, write_json
 from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError, DataError, main_guard
 
@@ -108,7 +99,7 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
     plan = {
         "source": type(source).__name__,
         "images": count,
-        "listing": hashlib.sha256("\n".join(source.listing()).encode()).hexdigest(),
+        "listing": digest("\n".join(source.listing())),
         "resize": source.resize,
         "size_per_shard": per_shard,
     }

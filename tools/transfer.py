@@ -93,7 +93,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 def main(words: list[str]) -> None:
     """Try, show, and write the matrix and its picture."""
     from robust_train.check import writable
-    from robust_train.data.manifest import write_json
+    from robust_train.disk import write_json
     from robust_train.evaluate.report import circumstances
     from robust_train.evaluate.transferability import Transferability, alike
     from robust_train.evaluate.work import Store

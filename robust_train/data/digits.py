@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from robust_train.data.augment import ImageAugmentation, NoAugmentation
-from robust_train.data.manifest import split_of, write_json
+from robust_train.data.manifest import split_of
 from robust_train.data.shards import Shards
 from robust_train.data.write import Sample, sample, write_shard
+from robust_train.disk import write_json
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import DataError
 from robust_train.read.registry import datasets

@@ -23,8 +23,9 @@ from typing import IO
 
 import numpy as np
 
-from robust_train.data.manifest import Entry, checksum, entry_of, packed, remote, shard_name, write_json, write_whole
+from robust_train.data.manifest import Entry, entry_of, packed, remote, shard_name
 from robust_train.data.samples import EXTRA, IMAGES, LABELS, files_of, grouped, image_of, label_of
+from robust_train.disk import checksum, digest, write_json, write_whole
 from robust_train.read.errors import DataError
 
 LAYOUT = 2  # of an index's rows: those of another are made anew
@@ -266,7 +267,7 @@ def _identity(url: str) -> str:
                 f"shard {url} cannot be read: {error.strerror}. Correct data.train or data.validation."
             ) from error
         said = f"{os.path.abspath(url)}|{stat.st_size}|{stat.st_mtime_ns}"
-    return hashlib.sha256(f"{LAYOUT}|{said}".encode()).hexdigest()[:16]
+    return digest(f"{LAYOUT}|{said}")[:16]
 
 
 @contextmanager

@@ -11,15 +11,14 @@ run open or execute anything that the run does not name itself.
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from robust_train.read.errors import DataError
 
@@ -103,31 +102,6 @@ def split_of(shards: Iterable[Entry]) -> dict[str, Any]:
     """A manifest's account of one split."""
     shards = list(shards)
     return {"samples": sum(shard.samples for shard in shards), "shards": [asdict(shard) for shard in shards]}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is the old one or the new one, whole, whatever happens."""
-    write_whole(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name, then give it its own: readers see it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def checksum(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _local(pattern: str) -> list[str]:

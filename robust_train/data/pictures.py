@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Decoder
 from robust_train.data.samples import NO_LABEL, NOT_A_LABEL, Record
 from robust_train.data.sources import image_files
+from robust_train.disk import digest
 from robust_train.read.errors import DataError
 
 
@@ -53,7 +53,7 @@ class Pictures:
     def stamp(self) -> str:
         """sha256 of the names and of when each image was written: another where one was replaced by one as large."""
         times = "\n".join(f"{key} {(self.place / key).stat().st_mtime_ns}" for key in self.keys)
-        return hashlib.sha256(times.encode()).hexdigest()
+        return digest(times)
 
 
 def labelled(source: Pictures | Indexed) -> Iterator[tuple[str, int | None]]:

@@ -6,7 +6,6 @@ tools.make_shards writes them. Whatever the order of files, the class is read of
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, batches, evenly
 from robust_train.data.manifest import SUFFIXES, locate, remote
 from robust_train.data.pictures import Answered, Centred, Pictures, labelled
+from robust_train.disk import digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
 
@@ -135,14 +135,14 @@ class Shift(Dataset, ABC):
         source = self.kept.source
         if isinstance(source, Indexed):
             return {shard.name: shard.sha256 for shard in source.shards}
-        return {source.place.name: hashlib.sha256("\n".join(source.listing()).encode()).hexdigest()}
+        return {source.place.name: digest("\n".join(source.listing()))}
 
     def on(self) -> dict[str, Any]:
         """All that verdicts are a function of beside the network: images, right classes, how they are prepared.
 
         Of a folder also when its images were written: a copy is judged anew.
         """
-        right = hashlib.sha256(repr((self.kept.numbers, self.kept.answers)).encode()).hexdigest()
+        right = digest(repr((self.kept.numbers, self.kept.answers)))
         prepared = {name: getattr(self, name) for name in ("size", "crop", "interpolation")}
         written = self.kept.source.stamp() if isinstance(self.kept.source, Pictures) else None
         images = {"images": self.checksums(), "written": written}

@@ -10,7 +10,6 @@ A value is one corruption at one severity, `at` gives another. For evaluation on
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ from torch import Tensor
 from robust_train.data.corruptions import NAMES, SEVERITIES
 from robust_train.data.decode import pixels
 from robust_train.data.loader import Allowance, Decoder, Refusal, batches, evenly
-from robust_train.data.manifest import checksum
 from robust_train.data.pictures import Answered, Pictures
+from robust_train.disk import checksum, digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError, nearest
 
@@ -196,11 +195,11 @@ class StoredFolders(StoredCorruption):
     def checksums(self) -> dict[str, str]:
         """sha256 of the listing: name and bytes of every image."""
         listing = "\n".join(self._pictures.listing())
-        return {f"{self.corruption}/{self.severity}": hashlib.sha256(listing.encode()).hexdigest()}
+        return {f"{self.corruption}/{self.severity}": digest(listing)}
 
     def stamp(self) -> str:
         """Of the labels, and of when the images were written."""
-        return hashlib.sha256(f"{sorted(self._labels.items())} {self._pictures.stamp()}".encode()).hexdigest()
+        return digest(f"{sorted(self._labels.items())} {self._pictures.stamp()}")
 
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """This rank's chunks of `chunk` images, uint8: chunk i goes to rank i mod world; the last may be smaller.

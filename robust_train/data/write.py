@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import IO
 
 from robust_train.data.index import index
-from robust_train.data.manifest import Entry, checksum, entries, read_manifest, write_whole
+from robust_train.data.manifest import Entry, entries, read_manifest
+from robust_train.disk import checksum, write_whole
 
 Sample = dict[str, bytes | str]
 """A sample to be written: {"__key__": name, "png": bytes, "cls": bytes, ...}."""

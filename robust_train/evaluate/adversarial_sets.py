@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.data.manifest import write_json, write_whole
+from robust_train.disk import write_json, write_whole
 from robust_train.evaluate.accuracy import tally
 from robust_train.evaluate.report import Figure
 from robust_train.evaluate.robustness import Robustness

@@ -13,8 +13,8 @@ from torch import Tensor
 from robust_train.data.corruptions import SEVERITIES
 from robust_train.data.corruptions.benchmark import parameters
 from robust_train.data.corruptions.weather import FORMATS, TEXTURES, texture
-from robust_train.data.manifest import checksum
 from robust_train.data.stored_corruptions import StoredCorruption
+from robust_train.disk import checksum
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.corruptions import Cell, Robustness, corrupted
 from robust_train.evaluate.files import Files

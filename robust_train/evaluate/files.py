@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from robust_train.data.manifest import write_whole
+from robust_train.disk import digest, write_bytes, write_text
 from robust_train.evaluate.work import Piece
 
 
@@ -26,8 +25,8 @@ class Files:
     def __init__(self, folder: Path, header: Mapping[str, Any], counts: Mapping[Piece, int]) -> None:
         text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
         self.counts = counts
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-        write_whole(self.folder / "header.json", lambda file: file.write((text + "\n").encode()))
+        self.folder = folder / digest(text)[:12]
+        write_text(self.folder / "header.json", text + "\n")
 
     def read(self) -> Iterator[tuple[Piece, dict[str, Tensor]]]:
         """Every piece that is there; a file that cannot be read is deleted, to be made again."""
@@ -42,7 +41,7 @@ class Files:
 
     def write(self, at: Piece, tensors: Mapping[str, Tensor]) -> None:
         """A piece's file."""
-        write_whole(self._path(at), lambda file: file.write(save(dict(tensors))))
+        write_bytes(self._path(at), save(dict(tensors)))
 
     def _path(self, at: Piece) -> Path:
         number, name = at

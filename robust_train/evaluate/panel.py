@@ -5,7 +5,6 @@ A panel of E ensembles of M networks each, taken from N checkpoints, costs N for
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from robust_train import checkpoint
-from robust_train.data.manifest import checksum, shard_name
+from robust_train.data.manifest import shard_name
+from robust_train.disk import checksum, digest
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.corruption_work import CLEAN, Course
 from robust_train.evaluate.corruptions import Robustness
@@ -127,7 +127,7 @@ class Sitting:
     def _digest(self, entry: Entry) -> str:
         members = [[self.known[folder].name, self.known[folder].checksum] for folder in entry.members]
         text = json.dumps([members, entry.mean, entry.shares])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(text)[:12]
 
     def at(self, folder: str) -> Sitting:
         """The same: its checkpoints are absolute."""

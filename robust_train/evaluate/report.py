@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from robust_train.data.manifest import write_whole
+from robust_train.disk import write_text
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def put(tree: dict[str, Any], target: Path) -> list[str]:
         before = json.loads(target.read_text(encoding="utf-8"))["command"] if target.exists() else tree["command"]
     except (ValueError, TypeError, KeyError):
         before = "another program"
-    write_whole(target, lambda file: file.write(text.encode()))
+    write_text(target, text)
     if before == tree["command"]:
         return []
     return [

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from robust_train import disk
 from robust_train.evaluate.trial import Column, Trial, tried
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
@@ -132,9 +131,9 @@ class Store:
             return
         header = {**identity, "chunk": plan.chunk, "seed": plan.seed, "draws": plan.draws}
         text = json.dumps(header, indent=1, sort_keys=True, ensure_ascii=False)
-        self.folder = folder / _digest(text)
+        self.folder = folder / disk.digest(text)[:12]
         self.folder.mkdir(parents=True, exist_ok=True)
-        _whole(self.folder / "header.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        disk.write_text(self.folder / "header.json", text + "\n")
 
     def resume(self) -> int:
         """Read what is there of the plan, and the number of pieces read; a file that cannot be read is made again."""
@@ -158,7 +157,7 @@ class Store:
         self.done[at] = found
         path = self._path(at)
         if path is not None:
-            _whole(path, lambda path: save_file(found.tensors(), path))
+            disk.write_bytes(path, save(found.tensors()))
 
     def _path(self, at: Piece) -> Path | None:
         """A piece's file."""
@@ -170,7 +169,7 @@ class Store:
         limits = [limit for limit in (trial.images, self.plan.images) if limit is not None]
         images = min([self.plan.chunk, *(limit - number * self.plan.chunk for limit in limits)])
         chain = [(one, tree_of(trials[one].attack)) for one in (*trial.after, name)]
-        digest = _digest(json.dumps([chain, images], sort_keys=True))
+        digest = disk.digest(json.dumps([chain, images], sort_keys=True))[:12]
         return self.folder / f"{number:05d}-{name.replace('/', '_')}-{digest}.safetensors"
 
     def verdicts(self) -> Verdicts:
@@ -224,14 +223,3 @@ def _joined(columns: Iterable[Column]) -> Column:
 
 def _cat(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors) if tensors else torch.zeros(0, dtype=torch.int64)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file, whole or absent."""
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    write(part)
-    os.replace(part, path)

@@ -10,7 +10,6 @@ what      of `my_lab.half` the file, and every file of the package my_lab that i
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import pickle
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from robust_train.disk import digest
 from robust_train.read.errors import ConfigError
 
 FOLDER = "uses"
@@ -81,7 +81,9 @@ def changed(names: Iterable[str], folder: Path) -> list[str]:
         if not kept.is_file():
             lines.append(f"{path} is new since {folder}")
         elif (there := _text(kept)) != text:
-            lines.append(f"{path} has changed since {folder} (sha256 {_sum(there)[:12]} there, {_sum(text)[:12]} here)")
+            lines.append(
+                f"{path} has changed since {folder} (sha256 {digest(there)[:12]} there, {digest(text)[:12]} here)"
+            )
     return lines
 
 
@@ -95,7 +97,7 @@ def tell(names: Iterable[str], folder: Path) -> None:
 
 def checksums(names: Iterable[str]) -> dict[str, str]:
     """{path: sha256} of the same files."""
-    return {path: _sum(text) for path, text in sources(names).items()}
+    return {path: digest(text) for path, text in sources(names).items()}
 
 
 def roots() -> list[str]:
@@ -156,7 +158,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-
-
-def _sum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from robust_train import disk
 from robust_train.read.errors import CheckpointError
 
 Record = dict[str, Any]
@@ -102,7 +103,7 @@ class Lines:
             self.open()
         assert self._file is not None
         os.fsync(self._file.fileno())
-        sync_folder(self.path.parent)
+        disk.sync_folder(self.path.parent)
         return {"segment": self.path.name, "bytes": self.size, "sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
@@ -117,31 +118,6 @@ def sha256(path: Path, size: int) -> str | None:
     if not path.exists():
         return None if size else hashlib.sha256().hexdigest()
     return _hashed(path, size).hexdigest() if path.stat().st_size >= size else None
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside it, to the disk, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk, so that a new file in it outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _hashed(path: Path, size: int) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_train import disk
 from robust_train.nouns import Place
 from robust_train.read.errors import CheckpointError
 from robust_train.records import jsonl
@@ -119,7 +120,7 @@ class Records:
         if not (self.leads and self.tracking.pictures):
             return None
         path = self.folder / "pictures" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{update}.png"
-        jsonl.replace(path, _png(image))
+        disk.write_bytes(path, _png(image))
         if self._tracker is not None:
             self._tracker.picture(update, name, path)
         return path
@@ -130,7 +131,7 @@ class Records:
             return
         path = self.folder / "summary.json"
         merged = {**(json.loads(path.read_text()) if path.exists() else {}), **json.loads(jsonl.line(values))}
-        jsonl.replace(path, (json.dumps(merged, indent=2, ensure_ascii=False) + "\n").encode())
+        disk.write_text(path, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
         if self._tracker is not None:
             self._tracker.summary(jsonl.parse(jsonl.line(values)))
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from robust_train import disk
 from robust_train.read import yaml
-from robust_train.records import jsonl
 from robust_train.settings.tracking import Tracking
 
 INIT_SECONDS = 60.0  # that wandb.init may take
@@ -240,5 +240,5 @@ def identity(folder: Path, name: str) -> str:
     path = folder / "wandb-id"
     if not path.exists() or not path.read_text().strip():
         made_of = f"{folder.resolve()}\n{name}\n{socket.gethostname()}\n{time.time_ns()}"
-        jsonl.replace(path, hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest().encode() + b"\n")
+        disk.write_text(path, hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest() + "\n")
     return path.read_text().strip()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from numbered import label_of, picture
 
-from robust_train.data.manifest import split_of, write_json
+from robust_train.data.manifest import split_of
 from robust_train.data.write import sample, write_shard
+from robust_train.disk import write_json
 
 
 @pytest.fixture(scope="session")

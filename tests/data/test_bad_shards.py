@@ -11,9 +11,9 @@ import pytest
 import torch
 from numbered import CLASSES, SIZE, label_of, number_of, picture
 
-from robust_train.data.manifest import write_json
 from robust_train.data.shards import Shards
 from robust_train.data.write import sample, write_shard
+from robust_train.disk import write_json
 from robust_train.nouns import Place
 from robust_train.read.errors import DataError
 

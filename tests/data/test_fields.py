@@ -15,10 +15,10 @@ from robust_train.attacks.pgd import PGD
 from robust_train.check import check
 from robust_train.data.augment import CropFlip
 from robust_train.data.beside import Beside
-from robust_train.data.manifest import write_json
 from robust_train.data.mix import Mixup
 from robust_train.data.shards import Shards
 from robust_train.data.write import sample, write_shard
+from robust_train.disk import write_json
 from robust_train.evaluate.accuracy import verdicts
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.transferability import Transferability

@@ -14,8 +14,9 @@ import torch
 
 from robust_train.data.augment import CropFlip, Inception
 from robust_train.data.beside import Beside
-from robust_train.data.manifest import Entry, checksum, split_of, write_json
+from robust_train.data.manifest import Entry, split_of
 from robust_train.data.shards import Shards
+from robust_train.disk import checksum, write_json
 from robust_train.nouns import Batch, Extra, Place
 
 pytestmark = pytest.mark.data

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from robust_train import checkpoint, job
+from robust_train import disk, job
 from robust_train.attacks.pgd import PGD
 from robust_train.engines.place import place_of_environment
 from robust_train.engines.plain import PlainEngine
@@ -76,10 +76,8 @@ def main(folder: str, engine: str, when: str = "") -> None:
         last, plain = int(when.split()[1]), ToyImages.batches
         patch = mock.patch.object(ToyImages, "batches", lambda *args: batches_until(last, plain, *args))
     else:
-        finish = checkpoint._finish
-        patch = mock.patch.object(
-            checkpoint, "_finish", lambda path: finish_or_kill(finish, path) if when else finish(path)
-        )
+        finish = disk.settle
+        patch = mock.patch.object(disk, "settle", lambda path: finish_or_kill(finish, path) if when else finish(path))
     with patch:
         if engine == "plain":
             job.do(run, PlainEngine, Place())

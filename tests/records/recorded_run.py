@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robust_train import disk
 from robust_train.nouns import Place
-from robust_train.records import Records, jsonl
+from robust_train.records import Records
 from robust_train.settings.tracking import Tracking
 
 QUIET = Tracking(wandb="off", progress="off", every=1)
@@ -54,5 +55,5 @@ def work(run: Toy, every: int = 5) -> None:
                 records.add(update, {"accuracy/pgd20": 1 / (update + 2)})
             if (update + 1) % every == 0:
                 closed = records.close_segment(update + 1)
-                jsonl.replace(saved, json.dumps([update + 1, closed]).encode())
+                disk.write_text(saved, json.dumps([update + 1, closed]))
         records.add(run.updates, {"accuracy/clean": 0.5})
