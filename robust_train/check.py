@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -110,7 +111,7 @@ def moments(run: Run) -> int:
 
 
 def memory(run: Run, engine: Engine) -> str:
-    """Whether the device holds gradients, moments and autograd's share of a micro-batch, measured on a small one."""
+    """Whether the device holds gradients, moments and autograd's share of a micro-batch, measured by a rehearsal."""
     world = engine.place.world
     trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
     shared = world if run.engine.zero else 1  # ZeRO cuts the optimiser's state over the ranks
@@ -131,7 +132,16 @@ def memory(run: Run, engine: Engine) -> str:
 
 
 def activation_bytes(run: Run, engine: Engine) -> int:
-    """Bytes an image that autograd holds at the height of an update: attack, forwards and all, on the smallest one."""
+    """Bytes an image that an update needs at its height: attack, forwards and all. Costs a rehearsal.
+
+    On a GPU the measured peak of a whole micro-batch, buffers of kernels and the gradients of the weights included;
+    elsewhere what graphs hold of the smallest one, counted tensor by tensor.
+    """
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+        before = torch.cuda.memory_allocated(engine.device)
+        rehearse(run, engine, engine.micro_batch)
+        return math.ceil((torch.cuda.max_memory_allocated(engine.device) - before) / engine.micro_batch)
     size = min(engine.micro_batch, max(2, run.unit()))  # two: BatchNorm needs more than one value a channel
     held = Held({parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()})
     with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
@@ -177,7 +187,8 @@ class Kept:
 def available(place: Place) -> int:
     """Bytes of memory that this process may still use on its device; on CPUs its share of the machine's."""
     if place.device.startswith("cuda"):
-        return torch.cuda.mem_get_info(place.device)[0] + torch.cuda.memory_reserved(place.device)
+        idle = torch.cuda.memory_reserved(place.device) - torch.cuda.memory_allocated(place.device)
+        return torch.cuda.mem_get_info(place.device)[0] + idle  # free, and PyTorch's own but in no tensor
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", place.world))  # on this machine, as torchrun and Ray say it
     return _free_memory() // max(1, neighbours)
 

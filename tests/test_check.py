@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,26 @@ def test_activations_are_those_of_the_update_and_not_of_all_attack_steps():
     assert one == six
     assert 1.5 * one < two < 3 * one
     assert 2 * 4 * 6 * 16 < one < 100 * 4 * 6 * 16  # bytes: two to a hundred maps of 6 channels of 4x4
+
+
+def test_on_a_gpu_it_is_the_measured_peak_of_a_whole_micro_batch_and_what_no_tensor_holds_is_free(monkeypatch):
+    """With a GPU of numbers: 1,000 bytes are free; PyTorch has 500, of which tensors hold 300 and, at most, 421."""
+    sizes, peak = [], [900]  # of an earlier update: forgotten before it is measured
+    engine = SimpleNamespace(device=torch.device("cuda:0"), micro_batch=8)
+
+    def rehearsed(run, engine, size):
+        sizes.append(size)
+        peak[0] = max(peak[0], 421)
+
+    monkeypatch.setattr(check, "rehearse", rehearsed)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 300))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80_000))
+    assert activation_bytes(toy_run(Plain()), engine) == 16  # 121 / 8, rounded up
+    assert sizes == [8]
+    assert available(Place(device="cuda:0")) == 1200
 
 
 def test_memory_is_shared_among_the_processes_of_a_machine(monkeypatch):
