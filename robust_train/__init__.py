@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from robust_train.loading import load
 
 __all__ = ["load"]
-__version__ = "0.1.1"
+__version__ = "0.2.0"
 
 ensure_torchvision_importable()
 
