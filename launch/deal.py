@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,35 +12,34 @@ from robust_train.read.errors import ConfigError
 from robust_train.read.uses import Carried
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.robustness import Deal
-    from robust_train.evaluate.work import Found, Piece, Plan
+    from robust_train.evaluate.store import At, Job
+    from robust_train.evaluate.work import Deal, Task
+    from robust_train.nouns import Tensors
 
-TIMES = 3  # a process that dies is started again so often; what it had given is not given twice
+TIMES = 3  # a process that dies is started again so often, and its jobs are done again
 
 
 class Subject(Protocol):
-    """What is judged, as a value that travels: a network and its images (robust_train.subject), a panel of many."""
+    """What is judged, as a value that travels: networks and their images (robust_train.subject), a panel of many."""
 
     def at(self, folder: str) -> Subject:
         """The same, its relative paths taken from `folder`."""
 
-    def network(self, device: str) -> Any:
-        """What `work` is given to judge."""
+    def networks(self, device: str) -> Mapping[str, Any]:
+        """Those that are judged, by name."""
 
     def images(self) -> Any:
-        """What `work` is given to judge it on."""
+        """What they are judged on, where pieces name no images of their own."""
 
 
-def dealt(
-    subject: Subject, devices: int, gpu: bool, address: str | None = None, work: Callable[..., Any] | None = None
-) -> Deal:
+def dealt(subject: Subject, devices: int, gpu: bool, address: str | None = None) -> Deal:
     """Who does an evaluation's work on `devices` processes of a cluster, one a device; None: a local one.
 
-    Chunk i goes to process i mod devices. work: what each process does with (network, images, plan, place, done); None:
-    an evaluation's attacks. Raises ConfigError where the cluster has not so many devices.
+    Each gets a chunk when it has done one, so that none idles while chunks are left, and holds a second meanwhile.
+    Raises ConfigError where the cluster has not so many devices.
     """
 
-    def deal(plan: Plan, done: Mapping[Piece, Found]) -> Iterator[tuple[Piece, Found]]:
+    def deal(task: Task, jobs: Sequence[Job]) -> Iterator[tuple[At, Tensors]]:
         with joined(address):
             import ray
 
@@ -49,49 +49,56 @@ def dealt(
                 raise ConfigError(
                     f"the cluster has {there} {kind}s, --devices asks for {devices}: say --devices {there}"
                 )
-            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_retries": TIMES}
-            each = ray.remote(num_returns="streaming", **options)(share)
-            what, how = Carried(subject.at(str(Path.cwd()))), Carried(plan)
-            running: list[Any] = [
-                each.remote(what, how, rank, devices, gpu, _of(done, rank, devices), work) for rank in range(devices)
-            ]
-            while running:
-                ready, _ = ray.wait(running, num_returns=1, fetch_local=False)
-                stream: Any = ready[0]
-                try:
-                    reference = next(stream)
-                except StopIteration:
-                    running.remove(stream)
-                    continue
-                yield ray.get(reference)
+            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(gpu), "max_restarts": TIMES}
+            each = ray.remote(**options, max_task_retries=TIMES)(Worker)
+            what, how = Carried(subject.at(str(Path.cwd()))), Carried(task)
+            workers: list[Any] = [each.remote(what, how, gpu) for _ in range(min(devices, len(jobs)))]
+            waiting = iter(jobs)
+            running: dict[Any, Any] = {}
+            free = [*workers, *workers]
+            while free or running:
+                for worker in free:
+                    if (job := next(waiting, None)) is not None:
+                        running[worker.judge.options(num_returns="streaming").remote(job)] = worker
+                free = []
+                if running:
+                    ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
+                    stream: Any = ready[0]
+                    try:
+                        reference = next(stream)
+                    except StopIteration:
+                        free = [running.pop(stream)]
+                        continue
+                    yield ray.get(reference)
 
     return deal
 
 
-def share(
-    subject: Carried,
-    plan: Carried,
-    rank: int,
-    world: int,
-    gpu: bool,
-    done: Mapping[Piece, Any],
-    work: Callable[..., Any] | None = None,
-) -> Iterable[tuple[Piece, Any]]:
-    """One process's part of the work, on its device."""
-    import torch
+class Worker:
+    """One process and its device."""
 
-    from robust_train.arithmetic import full_float32
-    from robust_train.evaluate.work import work as attacked
-    from robust_train.nouns import Place
+    def __init__(self, subject: Carried, task: Carried, gpu: bool) -> None:
+        import torch
 
-    full_float32()
-    if not gpu:
-        torch.set_num_threads(1)
-    device = "cuda" if gpu else "cpu"
-    network, images = subject.value.network(device), subject.value.images()
-    yield from (work or attacked)(network, images, plan.value, Place(rank, world, device), done)
+        from robust_train.arithmetic import full_float32
 
+        full_float32()
+        if not gpu:
+            torch.set_num_threads(1)
+        self.subject, self.task, self.device = subject.value, task.value, "cuda" if gpu else "cpu"
 
-def _of(done: Mapping[Piece, Any], rank: int, world: int) -> dict[Piece, Any]:
-    """Those pieces that are of this process's chunks."""
-    return {at: found for at, found in done.items() if at[0] % world == rank}
+    @cached_property
+    def networks(self) -> Mapping[str, Any]:
+        return self.subject.networks(self.device)
+
+    @cached_property
+    def data(self) -> Any:
+        """Found when a chunk of it is judged."""
+        return self.subject.images()
+
+    def judge(self, job: Job) -> Iterator[tuple[At, Tensors]]:
+        """All that a chunk lacks, as it comes."""
+        from robust_train.evaluate.work import work
+
+        data: Any = None if job.on else self.data  # pieces elsewhere bring images of their own
+        yield from work(self.networks, data, self.task, [job], self.device)

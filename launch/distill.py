@@ -233,7 +233,7 @@ def course_of(asked: Judging, data: Dataset) -> Course:
     from robust_train.evaluate.corruption_work import Course
 
     frost = None if asked.frost is None else str(Path(asked.frost).expanduser().absolute())
-    course = Course(named(asked.corruptions), asked.chunk, asked.images, asked.seed, frost)
+    course = Course(named(asked.corruptions), asked.chunk, asked.images, frost)
     course.check(data.shape[-1], "judge.frost=FOLDER")
     return course
 
@@ -247,7 +247,6 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     from robust_train.arithmetic import full_float32
     from robust_train.evaluate import panel
     from robust_train.evaluate.report import circumstances
-    from robust_train.nouns import Place
     from robust_train.records.corruption_pictures import study as drawn
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_study
@@ -261,15 +260,16 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     device = command.device(run) if run.cluster.gpu else "cpu"
 
     def deal(sitting: Any) -> Any:
-        return dealt(sitting, asked.devices, run.cluster.gpu, address, panel.judge)
+        return dealt(sitting, asked.devices, run.cluster.gpu, address)
 
     with telling() as tell:
         each = panel.judged_panel(
             panel.Panel(entries),
             run.data,
             course,
-            Place(device=device),
             found.folder / "judged",
+            asked.seed,
+            device,
             deal if asked.devices > 1 else None,
             tell,
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from robust_train import checkpoint, disk
+from robust_train import checkpoint, disk, fingerprint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
-from robust_train.evaluate.shifts import Shifts, preprocessing
+from robust_train.evaluate.shifts import preprocessing
+from robust_train.fingerprint import checksum
 from robust_train.keyed.mode import Noisy
 from robust_train.loading import load, of_timm, run_of, validation_of
 from robust_train.models.blueprint import Recipe
@@ -37,6 +38,8 @@ class Subject:
     data: str | None = None  # shards; None: the run's validation images
     listed: str | None = None  # file of image names, one a line: those alone
     noise: Noisy = "drawn"  # of the network itself: as in training; fixed: one draw for all images; off
+
+    harmless: ClassVar[tuple[str, ...]] = ("checkpoint", "weights", "data", "listed")  # what they lead to counts
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.model is None):
@@ -153,10 +156,27 @@ class Subject:
         whole = " ".join([own, *(checksum(folder) for folder in self.checkpoints)])
         return disk.digest(whole)
 
-    def identity(self, data: Dataset) -> dict[str, Any]:
-        """What its verdicts are a function of: checksums of weights, images, own modules. Reads the weights once."""
-        shards = {shard_name(url): digest for url, digest in data.checksums().items()}
-        own = {"weights": self.digest, "averaged": self.averaged, "model": self.model, "data": shards}
+    def networks(self, device: str = "cpu") -> dict[str, Network | Ensemble]:
+        """What evaluators judge: the network by its name."""
+        return {self.title: self.network(device)}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What its verdicts are a function of beside images and plan. Reads the weights once."""
+        return {self.title: fingerprint.digest(self)}
+
+    def contents(self) -> dict[str, Any]:
+        """What the paths lead to."""
+        run = self.run
+        return {"weights": self.digest, "uses": uses.checksums(run.uses) if run is not None and run.uses else {}}
+
+    def identity(self, data: Dataset | None) -> dict[str, Any]:
+        """What a report says it is of: checksums of weights and images, and how the images were made ready."""
+        own: dict[str, Any] = {"weights": self.digest, "averaged": self.averaged, "model": self.model}
+        if data is not None:
+            own["data"] = {shard_name(url): digest for url, digest in data.checksums().items()}
+            fields = fingerprint.tree(data).items()
+            own["prepared"] = {name: value for name, value in fields if name not in ("is", "contents")}
         own |= {} if self.listed is None else {"listed": checksum(Path(self.listed))}
         run = self.run
         own |= {"uses": uses.checksums(run.uses)} if run is not None and run.uses else {}
@@ -171,29 +191,3 @@ class Subject:
         return replace(
             self, checkpoint=of(self.checkpoint), weights=of(self.weights), data=of(self.data), listed=of(self.listed)
         )
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A subject before images of its classes made otherwise, in place of its own; their folders are absolute."""
-
-    subject: Subject
-    shifts: Shifts
-
-    def at(self, folder: str) -> Shown:
-        """The same for another process."""
-        return replace(self, subject=self.subject.at(folder))
-
-    def network(self, device: str = "cpu") -> Network | Ensemble:
-        """The subject's."""
-        return self.subject.network(device)
-
-    def images(self) -> Shifts:
-        """What it is judged on."""
-        return self.shifts
-
-
-def checksum(path: Path) -> str:
-    """sha256 of a weights file, or of all weights of a checkpoint, by its manifest."""
-    file = path / "manifest.json" if path.is_dir() else path
-    return disk.checksum(file)

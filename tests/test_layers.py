@@ -18,7 +18,19 @@ ROWS = [  # from the top down: a module may import rows below its own
     {"trained"},
     {"attacks"},
     {"threats", "models", "data"},
-    {"keyed", "kernels", "read", "nouns", "losses", "vision", "checkpoint", "settings", "disk", "arithmetic"},
+    {
+        "keyed",
+        "kernels",
+        "read",
+        "nouns",
+        "losses",
+        "vision",
+        "checkpoint",
+        "settings",
+        "disk",
+        "arithmetic",
+        "fingerprint",
+    },
 ]
 WITHIN = {  # and within its row only these
     "launch": {"command"},
@@ -42,6 +54,7 @@ WITHIN = {  # and within its row only these
     "read": {"nouns", "disk"},
     "checkpoint": {"nouns", "read", "disk"},
     "disk": set(),
+    "fingerprint": {"disk"},
     "settings": {"nouns", "read"},
     "losses": set(),
     "data": set(),

@@ -18,8 +18,9 @@ EPILOG = """examples
       two reports, as a table and as a page that needs no other file
 
 what stands in one row
-  Figures whose attack with all its settings, eps, number of images and data (by checksum) are the same. Figures of one
-  name that were obtained otherwise stand in rows of their own, which say what differs: they are not to be compared.
+  Figures whose attack with all its settings, eps, number of images and data (by checksum) are the same, and how images
+  were made ready (size, crop), the list they are of, noise, chunk. Figures of one name that were obtained otherwise
+  stand in rows of their own, which say what differs: they are not to be compared.
 
 what the differences say
   Each is from the row's first, in points. Where verdicts were kept beside both reports and the same images were judged,

@@ -6,18 +6,19 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from robust_train.read.errors import ConfigError, main_guard
-from tools import eval_corruptions, eval_saved, eval_shifts
+from tools import eval_corruptions, eval_other, eval_saved, eval_shifts
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.robustness import Deal, Robustness
-    from robust_train.evaluate.work import Plan, Store
+    from robust_train.evaluate.robustness import Robustness
+    from robust_train.evaluate.store import Store
+    from robust_train.evaluate.verdicts import Plan
+    from robust_train.evaluate.work import Deal
     from robust_train.nouns import Dataset
     from robust_train.subject import Subject
 
@@ -44,6 +45,8 @@ EPILOG = """examples
       in place of attacks: accuracy on other images of ImageNet's classes, and what it lost
   python -m tools.eval runs/vit --corruptions all --frost /data/frost
       in place of attacks: accuracy under ImageNet-C's 15 corruptions, and mCE
+  python -m tools.eval runs/demo --evaluator lipschitz threat.eps=0.1 steps=20
+      in place of attacks: any registered evaluator (python -m robust_train --list evaluators), and its fields
 
 what the figures say
   A figure is an upper bound of robust accuracy and is named by its attack: a stronger one may find more. An image
@@ -114,6 +117,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     eval_shifts.flags(other)
     eval_corruptions.flags(other)
     eval_saved.flags(other)
+    eval_other.flags(other)
     out = parser.add_argument_group("where and whither")
     out.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
     out.add_argument("--devices", type=int, default=1, help="processes on a Ray cluster, one a device (%(default)s)")
@@ -129,7 +133,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
         parser.error("name a checkpoint, or a timm model by --model")
     if found.model is not None:
         needed = (
-            ("weights",) if found.shift else ("weights", "data") if found.corruptions else ("weights", "data", "eps")
+            ("weights",)
+            if found.shift
+            else ("weights", "data")
+            if found.corruptions or found.evaluator
+            else ("weights", "data", "eps")
         )
         missing = [f"--{name}" for name in needed if getattr(found, name) is None]
         if missing:
@@ -160,11 +168,11 @@ def main(words: list[str]) -> None:
     """Judge, show, and write the report and the pictures."""
     from robust_train.check import writable
     from robust_train.evaluate.report import circumstances, put
-    from robust_train.evaluate.work import Store
-    from robust_train.keyed import Key
+    from robust_train.evaluate.store import Store
+    from robust_train.evaluate.work import evaluate
     from robust_train.read.parse import tree_of
     from robust_train.records.exhibits import draw, exhibits, write
-    from robust_train.records.judging import watching
+    from robust_train.records.judging import telling
     from robust_train.records.mirror import mirror
     from robust_train.records.page import page
     from robust_train.records.pairs import keep
@@ -175,10 +183,13 @@ def main(words: list[str]) -> None:
     began = time.monotonic()
     device = device_of(asked)
     if asked.shift:
-        eval_shifts.judge(asked, subject_of(asked), device, words, deal)
+        eval_shifts.judge(asked, subject_of(asked), device, words, deal, resumed)
         return
     if asked.corruptions:
-        eval_corruptions.judge(asked, subject_of(asked), device, words, deal, of_subject)
+        eval_corruptions.judge(asked, subject_of(asked), device, words, deal, of_subject, resumed)
+        return
+    if asked.evaluator:
+        eval_other.judge(asked, subject_of(asked), device, words, deal, resumed)
         return
     subject, evaluation = wanted(asked)
     target = Path(asked.json) if asked.json else subject.home / "eval.json"
@@ -187,26 +198,14 @@ def main(words: list[str]) -> None:
     writable(target.parent, "--json FILE")  # before the work, not after it
     writable(html.parent, "--html FILE")
     writable(folder, "--pictures FOLDER")
-    network, data = subject.network(device), subject.images()
+    networks, data = subject.networks(device), subject.images()
+    ((_, network),) = networks.items()
     evaluation = eval_saved.evaluated(asked, evaluation, data)
-    identity = subject.identity(data)
-
-    home = subject.home / "eval"
-    own, before = [home], []
-
-    def store(plan: Plan) -> Store:
-        kept = Store(home, {**identity, "versions": circumstances(device, began)["versions"]}, plan)
-        own.append(kept.folder or home)
-        if resumed := kept.resume():
-            print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
-            before.append(f"{resumed} pieces were made by an earlier start: the seconds are of this one")
-        return kept
-
-    with watching(evaluation.images or data.validation_size()) as watch:
-        verdicts, plan, seen = evaluation.verdicts(
-            network, data, Key(asked.seed), device, watch, store, deal(asked, subject, device)
-        )
-    report = evaluation.report(verdicts, plan, seen)
+    store = Store(subject.home / "eval", subject.fingerprints)
+    with telling() as tell:
+        found = evaluate(evaluation, networks, data, asked.seed, device, store, deal(asked, subject, device), tell)
+    before = resumed(store)
+    report, (verdicts, plan, _) = evaluation.report(found), evaluation.read(found)
     names = data.names()
     show(subject.title, report, names)
     noise = subject.noise_of(network)
@@ -215,14 +214,14 @@ def main(words: list[str]) -> None:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
     shown = exhibits(network, verdicts, plan)
-    eval_saved.written(asked, subject, evaluation, verdicts, plan)
+    eval_saved.written(asked, subject, evaluation, found)
     pictures = write(draw(report, shown, names, subject.title), folder)
     tree = {
         "command": shlex.join(["python", "-m", "tools.eval", *words]),
         "model": subject.title,
         "weights": subject.source,
         "noise": noise,
-        "identity": identity,
+        "identity": subject.identity(data),
         "images": report.images,
         "evaluation": tree_of(evaluation),
         "seed": asked.seed,
@@ -241,7 +240,7 @@ def main(words: list[str]) -> None:
     print(f"report: {target}\npage: {html}", *replaced, sep="\n")
     if asked.wandb != "off":
         tracking = Tracking() if subject.run is None else subject.run.records
-        mirror(tree, pictures, html, own[-1], replace(tracking, wandb=asked.wandb))
+        mirror(tree, pictures, html, store.home(), replace(tracking, wandb=asked.wandb))
 
 
 def device_of(asked: argparse.Namespace) -> str:
@@ -288,8 +287,8 @@ def wanted(asked: argparse.Namespace) -> tuple[Subject, Robustness]:
     return subject, parse(Robustness, tree, "evaluation", "the command line")
 
 
-def deal(asked: argparse.Namespace, subject: Any, device: str, work: Callable[..., Any] | None = None) -> Deal | None:
-    """Who does the work (None: the attacks), where it is not this process alone."""
+def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
+    """Who does the work, where it is not this process alone."""
     if asked.devices < 1:
         raise ConfigError(f"--devices {asked.devices}: at least one process does the work")
     if asked.devices == 1 and asked.address is None:
@@ -300,9 +299,15 @@ def deal(asked: argparse.Namespace, subject: Any, device: str, work: Callable[..
         raise ConfigError(f"--devices {asked.devices} needs Ray ({error}): pip install -e '.[cluster]'") from error
     import os
 
-    return dealt(
-        subject, asked.devices, device.startswith("cuda"), asked.address or os.environ.get("RAY_ADDRESS"), work
-    )
+    return dealt(subject, asked.devices, device.startswith("cuda"), asked.address or os.environ.get("RAY_ADDRESS"))
+
+
+def resumed(store: Store) -> list[str]:
+    """What there is to say of what an earlier start had made."""
+    if not store.resumed:
+        return []
+    print(f"going on: {store.resumed} pieces were found in {store.folder}", file=sys.stderr)
+    return [f"{store.resumed} pieces were made by an earlier start: the seconds are of this one"]
 
 
 def said(subject: Subject, evaluation: Robustness, plan: Plan) -> list[str]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from robust_train.read.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.corruption_work import Course, Kept
+    from robust_train.evaluate.corruption_work import Course
     from robust_train.evaluate.corruptions import Robustness
     from robust_train.nouns import Dataset
     from robust_train.subject import Subject
@@ -50,7 +49,10 @@ def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
         parser.error("--list takes images out of the run's shards: it says nothing of --shift or --stored")
     if found.shift and found.corruptions:
         parser.error("--shift and --corruptions are two reports: ask for one at a time")
+    if found.evaluator and (found.shift or found.corruptions):
+        parser.error("--evaluator is a report of its own: ask for one at a time")
     instead = "--shift" if found.shift else "--corruptions" if found.corruptions else None
+    instead = "--evaluator" if found.evaluator else instead
     ours = {"--shift": SHIFTS, "--corruptions": CORRUPTIONS}
     strange = [*(ATTACKS if instead else ())]
     strange += [name for one, names in ours.items() if one != instead for name in names]
@@ -61,14 +63,19 @@ def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
 
 
 def judge(
-    asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal, of_subject: Notes
+    asked: argparse.Namespace,
+    subject: Subject,
+    device: str,
+    words: list[str],
+    deal: Deal,
+    of_subject: Notes,
+    resumed: Notes,
 ) -> None:
     """Judge, show, and write the report and the picture."""
     from robust_train.check import writable
-    from robust_train.evaluate.corruption_work import Kept
-    from robust_train.evaluate.corruption_work import judge as work
-    from robust_train.evaluate.report import circumstances, put, versions
-    from robust_train.nouns import Place
+    from robust_train.evaluate.report import circumstances, put
+    from robust_train.evaluate.store import Store
+    from robust_train.evaluate.work import evaluate
     from robust_train.records.corruption_pictures import robustness
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_corruptions
@@ -78,23 +85,18 @@ def judge(
     picture = Path(asked.pictures or target.parent) / "eval-corruptions.png"
     writable(target.parent, "--json FILE")
     writable(picture.parent, "--pictures FOLDER")
-    network, data = subject.network(device), subject.images()
+    networks, data = subject.networks(device), subject.images()
+    ((_, network),) = networks.items()
     size = side(data)
     course = wanted(asked, network.classes, size, data.shape[0])
     identity = subject.identity(data)
-    on = course.on({name: identity[name] for name in ("data", "listed") if name in identity})
+    on = course.on({name: identity[name] for name in ("data", "listed") if name in identity}, asked.seed)
     base = None if asked.base is None else of_base(Path(asked.base), on)
-    header = {**identity, "on": course.shared(on), "chunk": course.chunk, "versions": versions(), **course.stamps()}
-    kept = Kept(subject.home / "eval", header, course, data)
-    if resumed := kept.resume():
-        print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
-    dealt = deal(asked, subject, device, work)
-    place = Place(device=device)
+    store = Store(subject.home / "eval", subject.fingerprints)
     with telling() as tell:
-        for at, found in work(network, data, course, place, kept.done) if dealt is None else dealt(course, kept.done):
-            kept.put(at, found)
-            tell(f"{at[1]}, chunk {at[0]}", kept.share, standing(kept))
-    result = kept.robustness(size)
+        found = evaluate(course, networks, data, asked.seed, device, store, deal(asked, subject, device), tell)
+    resumed(store)
+    result = course.report(found).result
     gain = None if base is None else result.gain(base)
     show_corruptions(subject.title, result, gain)
     noise = subject.noise_of(network)
@@ -116,7 +118,7 @@ def judge(
         "gain": None if gain is None else gain.tree(),
         "notes": notes,
         "pictures": [str(picture)],
-        "verdicts": os.path.relpath(kept.folder, target.parent),
+        "verdicts": os.path.relpath(store.home(), target.parent),
         **circumstances(device, began),
     }
     replaced = put(tree, target)
@@ -162,7 +164,7 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
         raise ConfigError("--order says what is in a folder of stored images: name it by --stored FOLDER")
     frosty = published is None and "frost" in names and asked.frost is not None
     frost = str(Path(asked.frost).expanduser().absolute()) if frosty else None
-    course = Course(names, asked.chunk, asked.images, asked.seed, frost, published)
+    course = Course(names, asked.chunk, asked.images, frost, published)
     course.check(size, "--frost FOLDER")
     return course
 
@@ -189,18 +191,6 @@ def of_base(path: Path, on: dict[str, Any]) -> Robustness:
                 "would compare two things. Judge both on the same."
             )
     return found
-
-
-def standing(kept: Kept) -> str:
-    """The accuracies so far: clean, and over all cells."""
-    clean = [found for (_, name), found in kept.done.items() if name == "clean"]
-    rest = [found for (_, name), found in kept.done.items() if name != "clean"]
-    shares = []
-    for name, each in (("clean", clean), ("corrupted", rest)):
-        count = sum(len(found) for found in each)
-        if count:
-            shares.append(f"{name} {sum(int(found.sum()) for found in each) / count:.1%} of {count:,}")
-    return ", ".join(shares)
 
 
 def said(result: Robustness, classes: int, size: int) -> list[str]:

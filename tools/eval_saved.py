@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robust_train.evaluate.columns import Columns
     from robust_train.evaluate.robustness import Robustness
-    from robust_train.evaluate.work import Plan, Verdicts
     from robust_train.nouns import Dataset
     from robust_train.subject import Subject
 
@@ -36,8 +36,8 @@ def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
         parser.error("--adversarial judges a set that is saved already: --save-adversarial would only write it again")
     if not asked:
         return
-    if found.shift or found.corruptions:
-        parser.error(f"{asked[0]} says nothing beside {'--shift' if found.shift else '--corruptions'}")
+    if beside := next((name for name in ("shift", "corruptions", "evaluator") if getattr(found, name)), None):
+        parser.error(f"{asked[0]} says nothing beside --{beside}")
     if found.threat and len(found.threat) > 1:
         parser.error(f"{asked[0]}: a set is of one threat model, and {len(found.threat)} are asked for")
     given = [name for name in ATTACKED if getattr(found, name) != parser.get_default(name)]
@@ -60,24 +60,22 @@ def evaluated(asked: argparse.Namespace, evaluation: Robustness, data: Dataset) 
     return evaluation
 
 
-def written(
-    asked: argparse.Namespace, subject: Subject, evaluation: Robustness, verdicts: Verdicts, plan: Plan
-) -> None:
+def written(asked: argparse.Namespace, subject: Subject, evaluation: Robustness, found: Columns) -> None:
     """Write the set that was asked for."""
     if not asked.save_adversarial:
         return
     from robust_train.evaluate.adversarial_sets import chosen, save
     from robust_train.read.parse import tree_of
 
-    ((tag, threat),) = evaluation.tagged
+    (_, plan, _), ((tag, threat),) = evaluation.read(found), evaluation.tagged
     about = {
         "attacks": [tree_of(trial.attack) for trial in plan.of("attack", tag)],
-        "seed": plan.seed,
+        "seed": asked.seed,
         "model": subject.title,
         "weights": subject.source,
     }
-    points = chosen(verdicts, plan, tag)
-    save(asked.save_adversarial, points, verdicts.sample, verdicts.labels, threat, about)
+    points = chosen(evaluation, found, tag)
+    save(asked.save_adversarial, points, *found.rows(), threat, about)
     print(f"adversarial images: {asked.save_adversarial}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from robust_train.read.errors import ConfigError
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.shifts import Portion, Shifts
+    from robust_train.evaluate.shifts import Shifts
     from robust_train.subject import Subject
 
 Deal = Callable[..., Any]
 """tools.eval's own: who does the work, where it is not this process alone."""
+Resumed = Callable[..., Any]
+"""tools.eval's own: says what an earlier start had made."""
 
 
 def flags(group: argparse._ArgumentGroup) -> None:
@@ -43,40 +44,35 @@ def place(text: str) -> tuple[str, str]:
     return name, path
 
 
-def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal) -> None:
+def judge(
+    asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal, resumed: Resumed
+) -> None:
     """Judge, show, and write the report."""
     from robust_train.check import writable
-    from robust_train.evaluate.report import circumstances, put, versions
-    from robust_train.evaluate.shifts import Kept
-    from robust_train.evaluate.shifts import judge as work
-    from robust_train.nouns import Place
+    from robust_train.evaluate.report import circumstances, put
+    from robust_train.evaluate.store import Store
+    from robust_train.evaluate.work import evaluate
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_shifts
-    from robust_train.subject import Shown
 
     began = time.monotonic()
     target = Path(asked.json) if asked.json else subject.home / "eval-shifts.json"
     writable(target.parent, "--json FILE")
-    network = subject.network(device)
+    networks = subject.networks(device)
+    ((_, network),) = networks.items()
     seen = prepared(subject, network)
-    shifts, portion = wanted(asked, seen)
-    dealt = deal(asked, Shown(subject, shifts), device, work)
+    shifts = wanted(asked, seen)
+    dealt = deal(asked, subject, device)
     if subject.run is not None and subject.run.data.shape[0] != 3:
         raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
     for shift in shifts.sets.values():
         shift.fits(network.classes)
         shift.prepare()
-    own: dict[str, Any] = {"weights": subject.digest, "averaged": subject.averaged, "model": subject.model}
-    own |= {} if subject.noise == "drawn" else {"noise": subject.noise}
-    kept = Kept(subject.home / "eval", {**own, "versions": versions()}, shifts, portion)
-    if resumed := kept.resume():
-        print(f"going on: {resumed} pieces were found in {subject.home / 'eval'}", file=sys.stderr)
+    store = Store(subject.home / "eval", subject.fingerprints)
     with telling() as tell:
-        alone = work(network, shifts, portion, Place(device=device), kept.done)
-        for at, found in alone if dealt is None else dealt(portion, kept.done):
-            kept.put(at, found)
-            tell(f"{at[1]}, chunk {at[0]}", kept.share, kept.standing(at[1]))
-    result = shifts.shifted(kept.done)
+        found = evaluate(shifts, networks, shifts.wanted[0], 0, device, store, dealt, tell)
+    resumed(store)
+    result = shifts.report(found).result
     show_shifts(subject.title, result)
     if shifts.imagenet is None:
         print("note: without --imagenet FOLDER there is no clean accuracy on the same classes, and no gap")
@@ -85,11 +81,14 @@ def judge(asked: argparse.Namespace, subject: Subject, device: str, words: list[
         "model": subject.title,
         "weights": subject.source,
         "noise": subject.noise_of(network),
-        "identity": {**own, "data": {name: shift.checksums() for name, shift in shifts.sets.items()}},
-        "images": portion.images,
+        "identity": {
+            **subject.identity(None),
+            "data": {name: shift.checksums() for name, shift in shifts.sets.items()},
+        },
+        "images": shifts.images,
         "prepared": seen,
         "shifts": [one.tree() for one in result],
-        "verdicts": {name: os.path.relpath(files.folder, target.parent) for name, files in kept.files.items()},
+        "verdicts": {name: os.path.relpath(store.home(name), target.parent) for name in shifts.sets},
         **circumstances(device, began),
     }
     replaced = put(tree, target)
@@ -108,10 +107,10 @@ def prepared(subject: Subject, network: Any) -> dict[str, Any]:
     return {"size": data.shape[-1]} | {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
-def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> tuple[Shifts, Portion]:
+def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> Shifts:
     """The sets and how much of them. Raises ConfigError."""
     from robust_train.data.shifts import ImageNet, shifts
-    from robust_train.evaluate.shifts import Portion, Shifts
+    from robust_train.evaluate.shifts import Shifts
 
     fields = {"labels": whole(asked.labels), **seen}
     imagenet = None
@@ -121,7 +120,7 @@ def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> tuple[Shifts, Por
         raise ConfigError("--ground-truth says what is in a folder of ImageNet: name it by --imagenet FOLDER")
     try:
         sets = tuple(one for name, path in asked.shift for one in shifts(name, whole(path), **fields))
-        return Shifts(sets, imagenet), Portion(asked.chunk, asked.images)
+        return Shifts(sets, imagenet, asked.chunk, asked.images)
     except ValueError as error:
         raise ConfigError(f"--shift: {error}") from error
 

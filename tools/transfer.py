@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 from robust_train.read.errors import ConfigError, main_guard
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.work import Plan, Store
     from robust_train.nouns import Attack, Dataset, Threat
     from robust_train.subject import Subject
 
 ATTACKS = ("pgd", "mi-fgsm", "apgd-ce", "apgd-t", "autoattack", "lbfgs", "deepfool")
 NEAREST = ("lbfgs", "deepfool")  # which look for the nearest point, in no ball where no eps is named
 STEPS = {"pgd": 50, "mi-fgsm": 10, "lbfgs": 100, "deepfool": 50}
-LINES = 10.0  # seconds between two lines of progress
 
 EPILOG = """examples
   python -m tools.transfer runs/a runs/b runs/c
@@ -95,12 +93,14 @@ def main(words: list[str]) -> None:
     from robust_train.check import writable
     from robust_train.disk import write_json
     from robust_train.evaluate.report import circumstances
+    from robust_train.evaluate.store import Store
     from robust_train.evaluate.transferability import Transferability, alike
-    from robust_train.evaluate.work import Store
+    from robust_train.evaluate.work import evaluate
     from robust_train.read.parse import tree_of
+    from robust_train.records.judging import telling
     from robust_train.records.pictures import heat_maps
     from robust_train.records.tables import show_transfers
-    from tools.eval import device_of
+    from tools.eval import device_of, resumed
 
     asked, began = arguments(words), time.monotonic()
     device, folder = device_of(asked), Path(asked.folder)
@@ -116,20 +116,16 @@ def main(words: list[str]) -> None:
             notes.append(f"{name} has validation images of its own: all were tried on those of {first}")
     attack = attack_of(asked, next(iter(subjects.values())), data)
     try:
-        trial = Transferability(attack, asked.amplify, asked.images, asked.chunk, asked.seed)
+        trial = Transferability(attack, asked.amplify, asked.images, asked.chunk)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     networks = {name: subject.network(device) for name, subject in subjects.items()}
-    identity = [{"name": name, **subject.identity(data)} for name, subject in subjects.items()]  # the order counts
-
-    def store(plan: Plan) -> Store:
-        versions = circumstances(device, began)["versions"]
-        kept = Store(folder / "pieces", {"networks": identity, "amplify": asked.amplify, "versions": versions}, plan)
-        if resumed := kept.resume():
-            print(f"going on: {resumed} pieces were found in {kept.folder}", file=sys.stderr)
-        return kept
-
-    matrix = trial(networks, data, device, store, Lines())
+    prints = {name: digest for name, subject in subjects.items() for digest in subject.fingerprints.values()}
+    store = Store(folder / "pieces", prints)
+    with telling() as tell:
+        found = evaluate(trial, networks, data, asked.seed, device, store, tell=tell)
+    resumed(store)
+    matrix = trial.report(found).result
     show_transfers(matrix)
     for note in notes:
         print(f"note: {note}")
@@ -138,9 +134,10 @@ def main(words: list[str]) -> None:
     write_json(
         folder / "transfer.json",
         {
-            "identity": identity,
+            "identity": [{"name": name, **subject.identity(data)} for name, subject in subjects.items()],
             "weights": {name: subject.source for name, subject in subjects.items()},
             "transfer": tree_of(trial),
+            "seed": asked.seed,
             **matrix.tree(),
             "notes": notes,
             "picture": str(folder / "transfer.png"),
@@ -219,18 +216,6 @@ def _threat(use: str, eps: float) -> Threat:
     from robust_train.read.registry import threats
 
     return threats[use](eps=eps)  # type: ignore[call-arg]
-
-
-class Lines:
-    """Progress: a line for a piece, no more often than every ten seconds."""
-
-    def __init__(self) -> None:
-        self.spoke = time.monotonic()
-
-    def __call__(self, name: str, chunk: int, tried: int, fooled: int) -> None:
-        if time.monotonic() - self.spoke >= LINES:
-            self.spoke = time.monotonic()
-            print(f"{name}, chunk {chunk}: {fooled} of {tried} images fooled", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def batches_of(run: Run | None, device: str) -> Iterator[Batch]:
 
 def said_of(asked: argparse.Namespace, folder: Path, transform: Any) -> dict[str, Any]:
     """What was done to which checkpoint."""
-    from robust_train.subject import checksum
+    from robust_train.fingerprint import checksum
 
     return {
         "checkpoint": str(folder),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,11 @@ class Digits(Dataset):
     - {}
     - {workers: 1, augment: affine-flip}
     """
+    harmless: ClassVar[tuple[str, ...]] = ("folder", "augment", "workers", "views")  # to what is judged
+
+    def contents(self) -> Any:
+        """As of any shards."""
+        return self.shards.contents()
 
     @property
     def classes(self) -> int:

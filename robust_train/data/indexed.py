@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ class Indexed:
 
     def __len__(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """Of the shards' checksums and of every sample's key, label, offset and size."""
+        whole = hashlib.sha256()
+        for shard in self.shards:
+            whole.update(shard.sha256.encode() + np.ascontiguousarray(rows_of(shard.rows)).tobytes())
+        return whole.hexdigest()
 
     def record(self, sample: int) -> Record:
         """A sample by its number: one read of its bytes."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -60,6 +61,19 @@ class Shards(Dataset):
     - {train: 'train-{0000..0003}.tar', validation: [val.tar], classes: 10, size: 32,
       augment: {use: crop-flip, flip: 0.0}}
     """
+    harmless: ClassVar[tuple[str, ...]] = (  # to what is judged; `contents` says what the paths lead to
+        "train",
+        "validation",
+        "augment",
+        "reader",
+        "streams",
+        "window",
+        "workers",
+        "cache",
+        "missing",
+        "listed",
+        "views",
+    )
 
     def __post_init__(self) -> None:
         for name in ("classes", "size", "streams", "window", "views"):
@@ -106,6 +120,11 @@ class Shards(Dataset):
         sums = [shard.sha256 for source in (self._train, self._validation) for shard in source.shards]
         names = [shard_name(url) for url in urls]
         return {name if names.count(name) == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
+
+    def contents(self) -> dict[str, str | None]:
+        """sha256 of the validation shards and of what their index says: keys, labels, sizes; of the chosen samples."""
+        chosen = None if self.listed is None else hashlib.sha256(self._chosen.astype(np.int64).tobytes()).hexdigest()
+        return {"index": self._validation.fingerprint(), "chosen": chosen}
 
     def names(self) -> list[str]:
         """What the classes are called, by classes.json beside the shards; numbers where there is none."""

@@ -45,6 +45,8 @@ class Shift(Dataset, ABC):
     missing: int = 0  # broken images that are allowed before the evaluation stops
     cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
 
+    spread: ClassVar[bool] = True
+    harmless: ClassVar[tuple[str, ...]] = ("folder", "labels", "workers", "missing", "cache")
     border: ClassVar[int] = 0  # pixels on each side that are no part of the picture
     among: ClassVar[str] = "WordNet ids such as n01440764"  # what its folders are called
 
@@ -147,6 +149,10 @@ class Shift(Dataset, ABC):
         written = self.kept.source.stamp() if isinstance(self.kept.source, Pictures) else None
         images = {"images": self.checksums(), "written": written}
         return {**images, "answers": right, "allowed": _listed(self.allowed), **prepared}
+
+    def contents(self) -> dict[str, Any]:
+        """As `on`."""
+        return self.on()
 
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """Refused: such images are for evaluation only."""

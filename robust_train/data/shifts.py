@@ -199,6 +199,7 @@ class ImageNet(Synsets):
     Class folders named by WordNet id, a flat folder with `ground_truth`, or shards.
     """
 
+    harmless: ClassVar[tuple[str, ...]] = (*Synsets.harmless, "ground_truth")
     among: ClassVar[str] = "WordNet ids such as n01440764 (for a flat folder give ground_truth)"
 
     ground_truth: str | None = None  # of a flat folder: a class a line, or NAME and class, or LOC_val_solution.csv

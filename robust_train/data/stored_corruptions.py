@@ -14,9 +14,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class StoredCorruption(Dataset, ABC):
     corruption: str = NAMES[0]  # as the benchmark calls it: gaussian_noise, ...
     severity: int = 1  # 1 to 5
 
+    harmless: ClassVar[tuple[str, ...]] = ("folder", "order", "workers", "missing")
+
     @property
     def shape(self) -> Shape:
         """Colour, square."""
@@ -78,6 +80,10 @@ class StoredCorruption(Dataset, ABC):
     def stamp(self) -> str:
         """What decides verdicts beside `checksums`: where it is another, those that are there are not taken."""
         return ""
+
+    def contents(self) -> dict[str, str]:
+        """Checksums and stamp."""
+        return {**self.checksums(), "stamp": self.stamp()}
 
     def prepare(self) -> None:
         """Find the files and their labels. Raises DataError where that fails."""
@@ -117,7 +123,7 @@ class StoredArrays(StoredCorruption):
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the two files."""
-        return {name: checksum(self.home / name) for name in (f"{self.corruption}.npy", "labels.npy")}
+        return {name: _checksum(self.home / name) for name in (f"{self.corruption}.npy", "labels.npy")}
 
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """This rank's chunks of `chunk` images, uint8: chunk i goes to rank i mod world; the last may be smaller."""
@@ -173,6 +179,8 @@ class StoredFolders(StoredCorruption):
     Labels are the places of the WordNet ids, sorted, or what `order` says. `sample` is the image's place among those
     that are judged, sorted by name: the same of every corruption and severity that has the same files.
     """
+
+    spread: ClassVar[bool] = True
 
     order: str | None = None  # classes.json with the label ("index") of each "wnid"; others are left out; null: sorted
     workers: int = 0  # processes that decode; 0: the evaluating process itself
@@ -262,6 +270,17 @@ class AsStored(Decoder):
                 f"{self.size}x{self.size}: resizing would make another benchmark of it. Take a network for their size.",
             )
         return pixels(image)
+
+
+def _checksum(path: Path) -> str:
+    """sha256 of a file, read once for its five severities."""
+    stat = path.stat()
+    return _checksum_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _checksum_of(path: Path, size: int, written: int) -> str:
+    return checksum(path)
 
 
 def _labels_of(path: Path, classes: int) -> dict[str, int]:

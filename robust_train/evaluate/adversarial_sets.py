@@ -17,17 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust_train.disk import write_json, write_whole
 from robust_train.evaluate.accuracy import tally
+from robust_train.evaluate.columns import Columns
 from robust_train.evaluate.report import Figure
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.trial import CLEAN
-from robust_train.evaluate.work import Plan, Verdicts
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
 from robust_train.nouns import Attack, Dataset, Goal, Place, Threat, number
@@ -46,6 +46,8 @@ class Saved(Attack):
     file: str  # where they lie, on every device's machine
     sha256: str  # of the points
     gaps: tuple[int, ...] = ()  # samples below the last that have no point: broken images
+
+    harmless: ClassVar[tuple[str, ...]] = ("file",)  # sha256 says what lies there
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
         """The points [B, ...] of the samples that the key's rows name."""
@@ -69,6 +71,8 @@ class Replayed(Robustness):
     """Robustness with a saved set in the place of the attack; everything else is judged and reported alike."""
 
     saved: Saved | None = None
+
+    harmless: ClassVar[tuple[str, ...]] = (*Robustness.harmless, "saved")
 
     def cascade(self, threat: Threat, classes: int, stochastic: bool) -> tuple[Attack, ...]:
         """The saved set, where there is one."""
@@ -113,20 +117,19 @@ def judged(
     return Figure(given.label, right, int(count), number(threat.eps), tree_of(given), threat.use)  # type: ignore[attr-defined]
 
 
-def chosen(verdicts: Verdicts, plan: Plan, tag: str) -> Tensor:
+def chosen(evaluation: Robustness, found: Columns, tag: str) -> Tensor:
     """[N, ...] of each image the point of the first trial where it fell, clean ones first; else the last attack's.
 
     Of an evaluation that kept its points. tag: the threat model's.
     """
-    names = [CLEAN, *(trial.name for trial in plan.of("attack", tag))]
-    found: Tensor | None = None
-    for name in reversed(names):
-        pieces = verdicts.pieces[name]
-        points = torch.cat([piece.points for piece in pieces if piece.points is not None])
+    verdicts, plan, _ = evaluation.read(found)
+    points: Tensor | None = None
+    for name in reversed([CLEAN, *(trial.name for trial in plan.of("attack", tag))]):
+        own = torch.cat([chunk["apart/points"] for chunk in found.chunks(name)])
         fallen = ~verdicts.columns[name].stands
-        found = points if found is None else torch.where(fallen.view(-1, *[1] * (points.dim() - 1)), points, found)
-    assert found is not None
-    return found
+        points = own if points is None else torch.where(fallen.view(-1, *[1] * (own.dim() - 1)), own, points)
+    assert points is not None
+    return points
 
 
 def save(

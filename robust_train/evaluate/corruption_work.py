@@ -1,41 +1,80 @@
-"""The work of an evaluation under corruptions: every cell on every chunk, and what is kept of it."""
+"""Evaluation under corruptions: each image is corrupted once, and each network asked once, for all that is judged.
+
+A panel of E ensembles of M networks each, taken from N checkpoints, costs N forwards of every image and not E M.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from robust_train.data.corruptions import SEVERITIES
 from robust_train.data.corruptions.benchmark import parameters
 from robust_train.data.corruptions.weather import FORMATS, TEXTURES, texture
 from robust_train.data.stored_corruptions import StoredCorruption
 from robust_train.disk import checksum
-from robust_train.evaluate.accuracy import verdicts
+from robust_train.evaluate.accuracy import judged
+from robust_train.evaluate.columns import Columns
 from robust_train.evaluate.corruptions import Cell, Robustness, corrupted
-from robust_train.evaluate.files import Files
-from robust_train.evaluate.work import Piece
+from robust_train.evaluate.report import Report
 from robust_train.keyed import Key
-from robust_train.nouns import Batch, Dataset, Place
+from robust_train.losses import correct
+from robust_train.models.ensemble import Mean, mixed
+from robust_train.nouns import Batch, Dataset, Evaluator, Piece, Tensors
 from robust_train.read.errors import ConfigError
 
 CLEAN = "clean"
 
 
 @dataclass(frozen=True)
-class Course:
-    """All that decides verdicts under corruptions beside the network and the clean images."""
+class Sight:
+    """What networks see of a chunk."""
+
+    cell: Cell | None  # a corruption that is made here, and its severity; None: the images as they are
+    frost: tuple[tuple[str, str], ...] = ()  # checksums of its textures, where it is frost
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The logits of one network."""
+
+    noise: str | None  # the name of its stream of noise; None: of a network that is judged alone
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a network is right, or an ensemble of several, which sees the very answers its members are judged by."""
+
+    mean: Mean = "logits"
+    shares: tuple[float, ...] = (1.0,)  # a weight each, together 1
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who is judged, by the names of its networks, and under which name."""
+
+    name: str
+    networks: tuple[str, ...]
+    noises: tuple[str | None, ...] = (None,)  # the stream of each
+    verdict: Verdict = Verdict()
+
+
+@dataclass(frozen=True)
+class Course(Evaluator):
+    """Accuracy under corruptions at five severities, of one network or of several at once (`voices`)."""
 
     corruptions: tuple[str, ...]  # in the benchmark's order
     chunk: int = 256  # consecutive images judged together
     images: int | None = None  # the first so many; of stored folders so many, evenly over the set; None: all
-    seed: int = 0  # of what is drawn
     frost: str | None = None  # the folder of its textures
     stored: StoredCorruption | None = None  # corrupted images as published; None: the clean ones are corrupted
+    voices: tuple[Voice, ...] = ()  # who is judged; none: the one network that there is
+
+    harmless: ClassVar[tuple[str, ...]] = ("corruptions", "chunk", "images", "frost", "stored", "voices")  # in pieces
 
     @property
     def cells(self) -> dict[str, Cell]:
@@ -62,51 +101,74 @@ class Course:
         for name in TEXTURES:
             texture(self.frost, name, parameters("frost", size, 1)[2])
 
-    def pieces(self, data: Dataset) -> Iterator[tuple[Piece, int]]:
-        """Every piece, and the images in it, broken ones included."""
-        for name in (CLEAN, *self.cells):
-            for number, count in self._chunks(data if self.stored is None or name == CLEAN else self._at(name)):
-                yield (number, name), count
+    def pieces(self, networks: Mapping[str, Any], data: Dataset, found: Columns) -> list[Piece]:
+        """For each cell what is seen and what is answered, which is not kept; and the verdict on each voice."""
+        voices = self.voices or (Voice("", tuple(networks)),)
+        made: list[Piece] = []
+        for name, cell in {CLEAN: None, **self.cells}.items():
+            own = None if self.stored is None or cell is None else self.stored.at(*cell)
+            at: dict[str, Any] = {"data": own, "on": "" if own is None else name}
+            sight = Sight(None if own is not None else cell, self._textures() if cell and cell[0] == "frost" else ())
+            made.append(Piece(f"images/{name}", sight, networks=(), kept=False, **at))
+            asked = {pair: None for voice in voices for pair in zip(voice.networks, voice.noises, strict=True)}
+            for network, noise in asked:
+                title = f"answers/{network}/{name}"
+                made.append(Piece(title, Answer(noise), (f"images/{name}",), (network,), kept=False, **at))
+            for voice in voices:
+                needs = tuple(f"answers/{network}/{name}" for network in voice.networks)
+                tally = CLEAN if cell is None else "corrupted"
+                title = f"{voice.name}/{name}" if voice.name else name
+                made.append(Piece(title, voice.verdict, needs, (), tally=tally, **at))
+        return made
 
-    def work(
-        self, network: Any, data: Dataset, place: Place, done: Mapping[Piece, Tensor]
-    ) -> Iterator[tuple[Piece, Tensor]]:
-        """The verdicts [n] bool on each of this place's pieces, as they come; pieces in `done` are not redone.
+    def judge(
+        self, networks: Mapping[str, Any], batch: Batch, piece: Piece, before: Mapping[str, Tensors], key: Key
+    ) -> dict[str, torch.Tensor]:
+        """{"images"} as they are seen, {"logits"} of a network, or {"right"}: [n] bool.
 
-        A piece is a function of the network, the images and the course alone: of no device, rank or earlier run.
+        What is seen is a function of the image, its sample and the key alone: all networks see the same.
         """
-        key = Key(self.seed)
-        for at, batch in self.batches(data, place, done):
-            yield at, self._right(network, batch, at[1], key).cpu()
+        what = piece.what
+        if isinstance(what, Sight):
+            return {
+                "images": batch.images if what.cell is None else corrupted(batch, *what.cell, key, self.frost).images
+            }
+        if isinstance(what, Answer):
+            ((name,), (seen,)) = piece.networks or (), before.values()
+            stream = key.of("verdict") if what.noise is None else key.of("verdict").of(what.noise)
+            with judged(networks[name], stream.rows(batch.sample)), torch.no_grad():
+                return {"logits": networks[name](seen["images"])}
+        each = [answer["logits"] for answer in before.values()]
+        classes = sorted({logits.shape[1] for logits in each})
+        if len(classes) > 1:
+            name = piece.name.rpartition("/")[0].rpartition("/")[0]
+            raise ConfigError(f"{name}: members answer with {classes} classes: an ensemble's all have the same")
+        logits = each[0]
+        if len(each) > 1:
+            shares = torch.tensor(what.shares, dtype=torch.float64, device=logits.device)
+            logits = mixed(torch.stack(each), shares, what.mean)
+        return {"right": correct(logits, batch.targets).bool()}
 
-    def batches(self, data: Dataset, place: Place, done: Container[Piece]) -> Iterator[tuple[Piece, Batch]]:
-        """Each of this place's pieces that is not in `done`, with its sound images on the device: see `seen`."""
-        made = [] if self.stored is not None else list(self.cells)
-        yield from self._batches(data, [CLEAN, *made], place, done)
-        for name in self.cells if self.stored is not None else ():
-            yield from self._batches(self._at(name), [name], place, done)
+    def report(self, found: Columns) -> Report:
+        """The accuracies of the one network that was judged."""
+        result = self.robustness(found)
+        figures = result.figures.values()
+        return Report((*([] if result.clean_figure is None else [result.clean_figure]), *figures), result=result)
 
-    def seen(self, batch: Batch, name: str, key: Key) -> Batch:
-        """What networks see of a piece's images: the clean ones corrupted, clean and stored ones as they are."""
-        if name == CLEAN or self.stored is not None:
-            return batch
-        return corrupted(batch, *self.cells[name], key, self.frost)
+    def robustness(self, found: Columns, voice: str = "") -> Robustness:
+        """What the verdicts on one voice come to."""
+        sums = {}
+        for name in (CLEAN, *self.cells):
+            right = found[f"{voice}/{name}" if voice else name].get("right", torch.zeros(0))
+            sums[name] = (int(right.sum()), len(right))
+        cells = {cell: sums[name] for name, cell in self.cells.items() if sums[name][1]}
+        return Robustness(cells, sums[CLEAN] if sums[CLEAN][1] else None, found.shape[-1])
 
-    def robustness(self, found: Mapping[Piece, Tensor], size: int) -> Robustness:
-        """What the verdicts on pieces come to. size: side of the images in pixels."""
-        sums: dict[str, tuple[int, int]] = {}
-        for (_, name), right in found.items():
-            held, images = sums.get(name, (0, 0))
-            sums[name] = (held + int(right.sum()), images + len(right))
-        cells = {cell: sums[name] for name, cell in self.cells.items() if sums.get(name, (0, 0))[1]}
-        return Robustness(cells, sums.get(CLEAN), size)
-
-    def on(self, clean: Mapping[str, Any]) -> dict[str, Any]:
+    def on(self, clean: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """All that decides the images: networks judged on the same of these may be compared. clean: of the data."""
-        found: dict[str, Any] = {**clean, "images": self.images, "seed": self.seed}
+        found: dict[str, Any] = {**clean, "images": self.images, "seed": seed}
         if self.frost is not None:
-            files = (Path(self.frost) / f"{name}{ending}" for name in TEXTURES for ending in FORMATS)
-            found["frost"] = {path.name: checksum(path) for path in files if path.is_file()}
+            found["frost"] = dict(self._textures())
         if self.stored is not None:
             sums: dict[str, str] = {}
             for name, severity in self.cells.values():
@@ -114,80 +176,7 @@ class Course:
             found["stored"] = sums
         return found
 
-    def stamps(self) -> dict[str, str]:
-        """Of the published images: what decides verdicts beside `on`."""
-        if self.stored is None:
-            return {}
-        each = {name: self.stored.at(*cell).stamp() for name, cell in self.cells.items()}
-        return {name: stamp for name, stamp in each.items() if stamp}
-
-    def shared(self, on: Mapping[str, Any]) -> dict[str, Any]:
-        """Of `on`, what every piece has in common: of folders a limit takes other images, evenly over the set."""
-        return dict(on) if self.stored is not None else {**on, "images": None}
-
-    def _batches(
-        self, data: Dataset, names: list[str], place: Place, done: Container[Piece]
-    ) -> Iterator[tuple[Piece, Batch]]:
-        mine = [number for number, _ in self._chunks(data) if number % place.world == place.rank]
-        if all((number, name) in done for number in mine for name in names):
-            return  # nothing is decoded in vain
-        for number, raw in place.numbered(data.validation_batches(place, self.chunk, self.images)):
-            lacking = [name for name in names if (number, name) not in done]
-            batch = raw.to(place.device) if lacking else raw
-            for name in lacking:
-                yield (number, name), batch
-
-    def _right(self, network: Any, batch: Batch, name: str, key: Key) -> Tensor:
-        if not len(batch):
-            return torch.zeros(0, dtype=torch.bool)
-        return verdicts(network, self.seen(batch, name, key), None, key)[0].bool()
-
-    def _at(self, name: str) -> StoredCorruption:
-        assert self.stored is not None
-        return self.stored.at(*self.cells[name])
-
-    def _chunks(self, data: Dataset) -> list[tuple[int, int]]:
-        """(number, images) of each chunk."""
-        size = data.validation_size()
-        images = size if self.images is None else min(self.images, size)
-        return [(first // self.chunk, min(self.chunk, images - first)) for first in range(0, images, self.chunk)]
-
-
-def judge(
-    network: Any, data: Dataset, course: Course, place: Place, done: Mapping[Piece, Tensor]
-) -> Iterator[tuple[Piece, Tensor]]:
-    """`course.work`, for another process."""
-    return course.work(network, data, place, done)
-
-
-class Kept:
-    """Verdicts of a network that are there, in `Files`: the same evaluation goes on from there.
-
-    Which corruptions are asked for, and how many images, is not in the digest: what is there is taken.
-    """
-
-    def __init__(self, folder: Path, header: Mapping[str, Any], course: Course, data: Dataset) -> None:
-        self.course = course
-        self.counts = dict(course.pieces(data))
-        self.done: dict[Piece, Tensor] = {}
-        self.files = Files(folder, header, self.counts)
-        self.folder = self.files.folder
-
-    def resume(self) -> int:
-        """Read what is there, and the number of pieces read."""
-        self.done |= {at: found["right"] for at, found in self.files.read() if "right" in found}
-        return len(self.done)
-
-    def put(self, at: Piece, found: Tensor) -> None:
-        """Keep a piece."""
-        self.done[at] = found
-        self.files.write(at, {"right": found.contiguous()})
-
-    @property
-    def share(self) -> float:
-        """Of the images to be judged, each once a cell, those that were."""
-        return sum(self.counts[at] for at in self.done) / max(sum(self.counts.values()), 1)
-
-    def robustness(self, size: int) -> Robustness:
-        """What the verdicts come to. size: side of the images in pixels."""
-        return self.course.robustness(self.done, size)
+    def _textures(self) -> tuple[tuple[str, str], ...]:
+        """The checksums of frost's textures."""
+        files = (Path(str(self.frost)) / f"{name}{ending}" for name in TEXTURES for ending in FORMATS)
+        return tuple((path.name, checksum(path)) for path in files if path.is_file())

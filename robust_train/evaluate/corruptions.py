@@ -85,9 +85,14 @@ class Robustness:
         return {cell: Figure(f"{cell[0]}/{cell[1]}", *self.counts[cell]) for cell in cells}
 
     @property
+    def clean_figure(self) -> Figure | None:
+        """The accuracy on clean images, with its interval."""
+        return None if self.clean is None else Figure("clean", *self.clean)
+
+    @property
     def clean_accuracy(self) -> float | None:
         """On clean images."""
-        return None if self.clean is None else Figure("clean", *self.clean).accuracy
+        return None if self.clean_figure is None else self.clean_figure.accuracy
 
     def accuracy(self, name: str) -> float | None:
         """A(c): the mean over the five severities of a corruption."""

@@ -87,15 +87,32 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Numbers under headings."""
+
+    title: str
+    heads: tuple[str, ...]  # of the columns; the first is of the rows' names
+    rows: tuple[tuple[str | float | int | None, ...], ...]
+    says: str = ""  # what the numbers are: formula, unit, over what
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [dict(zip(self.heads, row, strict=True)) for row in self.rows]
+        return {"title": self.title, "says": self.says, "rows": rows}
+
+
+@dataclass(frozen=True)
 class Report:
     """What an evaluation found. Nothing in it is rounded."""
 
-    figures: tuple[Figure, ...]  # clean first, then of each threat model its attacks in their order, then the union
-    curves: tuple[tuple[Figure, ...], ...]  # of each threat model accuracy against eps, clean first; may be empty
-    budgets: tuple[Budget, ...]  # accuracy against steps, for the attacks that count them
-    columns: tuple[str, ...]  # what the classes' columns after the first are of: "clean", "linf/autoattack", ...
-    classes: tuple[tuple[float, ...], ...]  # (images, right in each column) of each class
-    flags: tuple[Flag, ...]  # everything that was looked for
+    figures: tuple[Figure, ...] = ()  # clean first, then of each threat model its attacks in order, then the union
+    curves: tuple[tuple[Figure, ...], ...] = ()  # of each threat model accuracy against eps, clean first
+    budgets: tuple[Budget, ...] = ()  # accuracy against steps, for the attacks that count them
+    columns: tuple[str, ...] = ()  # what the classes' columns after the first are of: "clean", "linf/autoattack", ...
+    classes: tuple[tuple[float, ...], ...] = ()  # (images, right in each column) of each class
+    flags: tuple[Flag, ...] = ()  # everything that was looked for
+    tables: tuple[Table, ...] = ()  # whatever else there is to say in numbers
+    result: Any = None  # the same as a value of the analysis' own: of transfer its matrix
 
     @property
     def images(self) -> int:
@@ -116,9 +133,10 @@ class Report:
             "budgets": [budget.tree() for budget in self.budgets],
             "classes": [
                 {"class": name, **dict(zip(heads, row, strict=True))}
-                for name, row in zip(names, self.classes, strict=True)
+                for name, row in zip(names if self.classes else [], self.classes, strict=True)
             ],
             "flags": [flag.tree() for flag in self.flags],
+            **({"tables": [table.tree() for table in self.tables]} if self.tables else {}),
         }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,22 +18,39 @@ from robust_train.attacks.cr import CR
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate import flags
 from robust_train.evaluate.accuracy import refuse_unboxed
+from robust_train.evaluate.columns import Columns
 from robust_train.evaluate.report import Budget, Figure, Flag, Report
 from robust_train.evaluate.signs import signs
-from robust_train.evaluate.trial import CLEAN, Column, Trial, worst
-from robust_train.evaluate.work import Found, Piece, Plan, Store, Verdicts, work
+from robust_train.evaluate.trial import CLEAN, Column, Trial, tried, worst
+from robust_train.evaluate.verdicts import Plan, Verdicts, pictured
+from robust_train.evaluate.work import Tell, evaluate, silent
 from robust_train.keyed import Key
-from robust_train.nouns import Attack, Dataset, Evaluator, Place, Threat, number
+from robust_train.losses import labels_of
+from robust_train.nouns import Attack, Batch, Dataset, Evaluator, Piece, Tensors, Threat, number
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import tree_of
 from robust_train.read.registry import evaluators
 from robust_train.threats.ball import Ball
 
 Kind = Literal["pgd", "autoattack", "autoattack-plus", "autoattack-rand", "cr", "apgd-ce", "apgd-dlr", "apgd-t"]
-Watch = Callable[[Piece, Found, Plan, Store], None]
-"""Told of each piece as it comes."""
-Deal = Callable[[Plan, Mapping[Piece, Found]], Iterable[tuple[Piece, Found]]]
-"""Who does the work elsewhere: on a cluster's devices."""
+LOOKED = "looked"  # the piece that says what was seen of the network beforehand
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at in a network before it is attacked, on the first chunk."""
+
+    classes: int  # of the network
+    threats: tuple[tuple[str, Threat], ...]  # by their tags
+    attack: str
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial, and how many passes each of its verdicts is a mean of."""
+
+    trial: Trial
+    draws: int
 
 
 @evaluators.register("robustness")
@@ -58,6 +76,19 @@ class Robustness(Evaluator):
     points: bool = False  # keep every adversarial image, to save them
 
     examples = "- {threats: [{use: linf, eps: 0.1}, {use: l2, eps: 0.5}], steps: 2, images: 8}"
+    harmless: ClassVar[tuple[str, ...]] = (  # what of it decides a verdict stands in its trials
+        "threats",
+        "attack",
+        "steps",
+        "step_size",
+        "restarts",
+        "curve",
+        "images",
+        "chunk",
+        "passes",
+        "checks",
+        "points",
+    )
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "restarts": 1, "curve": 0, "chunk": 1, "images": 1, "passes": 1, "checks": 0}
@@ -74,47 +105,62 @@ class Robustness(Evaluator):
                 known = "linf" if self.attack == "cr" else "linf, l2 and l1"
                 raise ValueError(f"attack={self.attack} knows {known}, not {threat.use}: use attack=pgd")
 
-    def __call__(
-        self,
-        network: Any,
-        data: Dataset,
-        key: Key,
-        device: Any = "cpu",
-        watch: Watch | None = None,
-        store: Callable[[Plan], Store] = lambda plan: Store(None, {}, plan),
-        deal: Deal | None = None,
-    ) -> Report:
-        """Judge `network` on the validation images of `data`. Raises ConfigError where there are none."""
-        return self.report(*self.verdicts(network, data, key, device, watch, store, deal))
+    def __call__(self, network: Any, data: Dataset, key: Key, device: str = "cpu", tell: Tell = silent) -> Report:
+        """Judge `network` on the validation images of `data`, keeping nothing. Raises ConfigError for none."""
+        return self.report(evaluate(self, {"": network}, data, key.seed, device, tell=tell))
 
-    def verdicts(
-        self,
-        network: Any,
-        data: Dataset,
-        key: Key,
-        device: Any = "cpu",
-        watch: Watch | None = None,
-        store: Callable[[Plan], Store] = lambda plan: Store(None, {}, plan),
-        deal: Deal | None = None,
-    ) -> tuple[Verdicts, Plan, tuple[Flag, ...]]:
-        """Every verdict, what they were made by, and what was seen of the network beforehand."""
-        first = next(filter(len, data.validation_batches(Place(), self.chunk, self.images)), None)
-        if first is None:
-            raise ConfigError("there are no images to judge: name validation shards (tools.eval: --data)")
-        refuse_unboxed(first.scale, self.attack)
+    def pieces(self, networks: Mapping[str, Any], data: Dataset, found: Columns) -> tuple[Piece, ...]:
+        """A look at the network; then, as that says whether it answers at random, every trial."""
+        (network,) = networks.values()
         classes = network.classes if hasattr(network, "classes") else data.classes
-        seen = flags.looked(network, first.to(device), classes, key, self.tagged, self.attack)
-        plan = self.plan(classes, key.seed, flags.random(seen))
-        kept = store(plan)
-        place = Place(device=str(device))
-        pieces = work(network, data, plan, place, kept.done) if deal is None else deal(plan, kept.done)
-        for at, found in pieces:
-            kept.put(at, found)
-            if watch is not None:
-                watch(at, found, plan, kept)
-        return kept.verdicts(), plan, seen
+        look, looks = Look(classes, tuple(self.tagged), self.attack), []
+        for chunk in range(-(-(self.images or data.validation_size()) // self.chunk)):  # the first with a sound image
+            name = f"{LOOKED}/{chunk}" if chunk else LOOKED
+            looks.append(Piece(name, look, images=(chunk + 1) * self.chunk, cost=0.0))
+            if name not in found:
+                return tuple(looks)
+            if found[name]:
+                break
+        plan = self.plan(classes, flags.random(_seen(found)))
+        holds = ("apart/points",) if self.points else ()
+        return (*looks, *(self._piece(trial, plan, holds) for trial in plan.trials))
 
-    def plan(self, classes: int, seed: int, stochastic: bool = False) -> Plan:
+    def _piece(self, trial: Trial, plan: Plan, holds: tuple[str, ...]) -> Piece:
+        last = plan.of("attack", trial.threat)[-1:] == [trial]
+        tally = CLEAN if trial.role == "clean" else trial.threat if last else ""
+        holds = holds if trial.role in ("clean", "attack") else ()
+        own = {"needs": trial.after, "images": trial.images, "holds": holds, "cost": trial.cost(), "tally": tally}
+        return Piece(trial.name, Tried(trial, plan.draws), **own)  # type: ignore[arg-type]
+
+    def judge(
+        self, networks: Mapping[str, Any], batch: Batch, piece: Piece, before: Mapping[str, Tensors], key: Key
+    ) -> dict[str, Tensor]:
+        """Of a trial its column; of an attack also images worth a look, and with `points` every point."""
+        (network,), what = networks.values(), piece.what
+        if isinstance(what, Look):
+            refuse_unboxed(batch.scale, what.attack)
+            seen = flags.looked(network, batch, what.classes, key, what.threats, what.attack)
+            text = json.dumps([flag.tree() for flag in seen])
+            return {"flags": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+        trial = what.trial
+        earlier = [_column(before[name])[: len(batch)] for name in trial.after] if trial.attack is not None else []
+        column, points = tried(network, batch, trial, earlier, key, what.draws)
+        made = {name: tensor for name, tensor in vars(column).items() if tensor is not None}
+        made["steps"] = column.steps.to(torch.int32)
+        if trial.role == "attack":
+            shown = pictured(column, batch.images, points, batch.sample, labels_of(batch.targets))
+            made |= {f"picture/{name}": tensor for name, tensor in shown.items()}
+        return made | ({"apart/points": points.float()} if piece.holds else {})
+
+    def read(self, found: Columns) -> tuple[Verdicts, Plan, tuple[Flag, ...]]:
+        """What was found as verdicts, what they were made by, and what was seen of the network beforehand."""
+        seen, what = _seen(found), found.pieces[LOOKED].what
+        plan = self.plan(what.classes, flags.random(seen))
+        columns = {trial.name: _column(found[trial.name]) for trial in plan.trials if found.get(trial.name)}
+        pictures = {trial.name: found.pictures(trial.name) for trial in plan.trials if trial.role == "attack"}
+        return Verdicts(*found.rows(), columns, pictures), plan, seen
+
+    def plan(self, classes: int, stochastic: bool = False) -> Plan:
         """What is done to each chunk."""
         trials = [Trial(CLEAN, None, (), role="clean")]
         for tag, threat in self.tagged:
@@ -132,9 +178,7 @@ class Robustness(Evaluator):
                 trials += flags.checks(tag, threat, row, self.checks, steps, DRAWS if stochastic else 1)
         if self.checks:
             trials.append(flags.unbounded(self.checks, DRAWS if stochastic else 1))
-        return Plan(
-            tuple(trials), classes, self.chunk, self.images, seed, self.passes if stochastic else 1, self.points
-        )
+        return Plan(tuple(trials), classes, self.passes if stochastic else 1)
 
     @property
     def tagged(self) -> list[tuple[str, Threat]]:
@@ -165,8 +209,9 @@ class Robustness(Evaluator):
         most = min(2 * _eps(threat), 1.0) if threat.use == "linf" else 2 * _eps(threat)
         return [most * (index + 1) / self.curve for index in range(self.curve)]
 
-    def report(self, verdicts: Verdicts, plan: Plan, seen: tuple[Flag, ...]) -> Report:
+    def report(self, found: Columns) -> Report:
         """The figures, which are sums of the verdicts and nothing else."""
+        verdicts, plan, seen = self.read(found)
         columns, count = verdicts.columns, len(verdicts.sample)
         clean = Figure("clean", _sum(columns[CLEAN].right), count, 0.0)
         figures, curves, budgets, last = [clean], [], [], {}
@@ -199,6 +244,17 @@ class Robustness(Evaluator):
         step = 2.5 * eps / self.steps if size is None else size
         one = PGD(ball, self.steps, step, eot=DRAWS if stochastic else 1)
         return one if restarts == 1 else Restarts(one, restarts, draws=PASSES if stochastic else 1)
+
+
+def _column(tensors: Tensors) -> Column:
+    return Column(**{field.name: tensors[field.name] for field in fields(Column) if field.name in tensors})
+
+
+def _seen(found: Columns) -> tuple[Flag, ...]:
+    looks = [found[name]["flags"] for name in found.judged if name.startswith(LOOKED) and found.get(name)]
+    if not looks:
+        raise ConfigError("there are no sound images to judge: name validation shards (tools.eval: --data)")
+    return tuple(Flag(**tree) for tree in json.loads(bytes(looks[0].tolist())))
 
 
 def _figure(trial: Trial, column: Column, images: int, part: bool = False) -> Figure:

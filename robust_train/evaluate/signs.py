@@ -19,7 +19,7 @@ from torch import Tensor
 from robust_train.attacks.square import Square
 from robust_train.evaluate.report import Flag
 from robust_train.evaluate.trial import CLEAN, Trial
-from robust_train.evaluate.work import Plan, Verdicts
+from robust_train.evaluate.verdicts import Plan, Verdicts
 
 MORE = 0.005  # share of the images that another attack may find in addition
 SQUARE = 0.002  # the same of Square at the end of AutoAttack: its authors' limit

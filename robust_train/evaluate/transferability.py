@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust_train.attacks.nearest import NearestAttack
 from robust_train.evaluate.accuracy import judged, refuse_unboxed
-from robust_train.evaluate.report import Figure, wilson
+from robust_train.evaluate.columns import Columns
+from robust_train.evaluate.report import Figure, Report, wilson
 from robust_train.evaluate.trial import CLEAN, Column, Trial, seeded, tried
-from robust_train.evaluate.work import Found, Plan, Store, Verdicts
+from robust_train.evaluate.work import evaluate
 from robust_train.keyed import Key, normal
 from robust_train.losses import correct, full, labels_of
 from robust_train.models.shapes import written
-from robust_train.nouns import Attack, Batch, Dataset, Goal, Place, Shape, Threat
+from robust_train.nouns import Attack, Batch, Dataset, Evaluator, Goal, Piece, Shape, Tensors, Threat
 from robust_train.read.errors import ConfigError
+from robust_train.read.registry import evaluators
 
 FOUND, NOISE, AMPLIFIED, AMPLIFIED_NOISE = "found", "noise", "amplified", "amplified noise"
-Watch = Callable[[str, int, int, int], None]
-"""Told of each piece: for which network, the chunk, the images attacked and how many of them were fooled."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ class Matrix:
         }
 
 
+@evaluators.register("transfer")
 @dataclass(frozen=True)
-class Transferability:
+class Transferability(Evaluator):
     """The cross-model tables of Szegedy et al. 2014 (arXiv 1312.6199, section 4.2), with their controls.
 
     The attack is made for each network on the images that it is right on; the points r = x' - x that fool it are tried
@@ -152,7 +153,9 @@ class Transferability:
     amplify: float | None = None  # root mean square to which each change is scaled, pixels in [0, 1]; null: none is
     images: int | None = None  # the first so many validation images; null: all
     chunk: int = 256  # consecutive images that are attacked together
-    seed: int = 0  # of all draws
+
+    examples = "- {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.1}, images: 8}"
+    harmless: ClassVar[tuple[str, ...]] = ("images", "chunk")  # which stand with each chunk
 
     def __post_init__(self) -> None:
         if self.amplify is not None and not 0 < self.amplify <= 1:
@@ -167,82 +170,60 @@ class Transferability:
         """What networks are tried on."""
         return (FOUND, NOISE) if self.amplify is None else (FOUND, NOISE, AMPLIFIED, AMPLIFIED_NOISE)
 
-    def __call__(
-        self,
-        networks: Mapping[str, Any],
-        data: Dataset,
-        device: Any = "cpu",
-        store: Callable[[Plan], Store] = lambda plan: Store(None, {}, plan),
-        watch: Watch = lambda name, chunk, tried, fooled: None,
-    ) -> Matrix:
-        """The matrix of some networks, by name, over the validation images of `data`.
+    def __call__(self, networks: Mapping[str, Any], data: Dataset, device: str = "cpu") -> Matrix:
+        """The matrix of some networks, by name, over the validation images of `data`; nothing is kept."""
+        return self.report(evaluate(self, networks, data, device=device)).result
 
-        Pieces that the store has are not made anew. Raises ConfigError for a single network, and where there are no
-        images; DataError and NumericsError as the data and the attack do.
-        """
+    def pieces(self, networks: Mapping[str, Any], data: Dataset, found: Columns) -> tuple[Piece, ...]:
+        """Who is right when clean; then what was made for each network and its controls. ConfigError for one alone."""
         if len(networks) < 2:
             raise ConfigError("a matrix of transfers needs two networks at least: name another checkpoint")
-        plan = self.plan(len(networks), data.classes)
-        kept = store(plan)
-        place = Place(device=str(device))
-        for at, raw in place.numbered(data.validation_batches(place, self.chunk, self.images)):
-            if len(raw):
-                refuse_unboxed(raw.scale, self.attack.use)
-                self._chunk(list(networks.items()), raw.to(device), at, plan, kept, watch)
-        if not kept.done:
-            raise ConfigError("there are no images to try networks on: name validation shards (--data)")
-        return self.matrix(tuple(networks), kept.verdicts())
+        names, cost = tuple(networks), self.attack.cost() + len(self.kinds) * len(networks)
+        clean = Piece(CLEAN, networks=names, cost=len(networks))
+        made = (Piece(f"made for {number}", number, (CLEAN,), names, cost=cost) for number in range(len(names)))
+        return (clean, *made)
 
-    def plan(self, networks: int, classes: int) -> Plan:
-        """What is kept of each chunk: clean verdicts, then of each network what was made for it and its controls.
+    def judge(
+        self, networks: Mapping[str, Any], batch: Batch, piece: Piece, before: Mapping[str, Tensors], key: Key
+    ) -> dict[str, Tensor]:
+        """{"right"} [n, T] of each network on clean images; of what was made for one: the same and [n] size, by kind.
 
-        A column's `right` is [n, T], of each network; its `distance` [n] the size of the change.
+        nan where an image does not count: the network is wrong on it, or (of the controls) was not fooled.
         """
-        trials = [Trial(CLEAN, None, (), role="clean")]
-        for source in range(networks):
-            trials += [Trial(_name(source, kind), self.attack, (CLEAN,), "transfer") for kind in self.kinds]
-        return Plan(tuple(trials), classes, self.chunk, self.images, self.seed)
+        each = list(networks.items())
+        if piece.name == CLEAN:
+            whole = torch.ones(len(batch), dtype=torch.bool)
+            return {"right": _answers(each, batch, batch.images, whole, key)}
+        refuse_unboxed(batch.scale, self.attack.use)
+        source, clean = piece.what, before[CLEAN]["right"]
+        nothing = torch.full((len(batch),), torch.nan)
+        earlier = Column(clean[:, source], nothing, nothing, nothing)
+        _, points = tried(each[source][1], batch, Trial(f"{source}/{FOUND}", self.attack), [earlier], key)
+        attacked, made = clean[:, source] == 1, {}
+        for kind, images in self._changed(batch, points, key).items():
+            made[f"{kind}/right"] = _answers(each, batch, images, attacked, key)
+            made[f"{kind}/size"] = rms(images - batch.images).float()
+            attacked = made[f"{kind}/right"][:, source] == 0 if kind == FOUND else attacked
+        return made
 
-    def matrix(self, names: tuple[str, ...], verdicts: Verdicts) -> Matrix:
-        """The cells, which are counts of the verdicts and nothing else."""
-        clean, count = verdicts.columns[CLEAN].right == 1, len(verdicts.sample)
-        cells, sizes, held = [], [], []
+    def report(self, found: Columns) -> Report:
+        """The matrix, whose cells are counts of the verdicts and nothing else."""
+        names, clean = found.pieces[CLEAN].networks or (), found[CLEAN]["right"] == 1
+        cells, sizes, held, count = [], [], [], len(clean)
         for source, name in enumerate(names):
-            found = verdicts.columns[_name(source, FOUND)]
-            fell = found.right[:, source] == 0
+            made = found[f"made for {source}"]
+            fell = made[f"{FOUND}/right"][:, source] == 0
             held.append(Figure(self.attack.label, float((clean[:, source] & ~fell).sum()), count))
             for kind in self.kinds:
-                column = verdicts.columns[_name(source, kind)]
-                asked = _mean(found.distance[fell]) if kind in (FOUND, NOISE) else self.amplify or 0.0
-                sizes.append(Size(kind, name, asked, _mean(column.distance[fell])))
+                asked = _mean(made[f"{FOUND}/size"][fell]) if kind in (FOUND, NOISE) else self.amplify or 0.0
+                sizes.append(Size(kind, name, asked, _mean(made[f"{kind}/size"][fell])))
                 for target, other in enumerate(names):
-                    wrong, both = column.right[fell, target] == 0, clean[fell, target]
+                    wrong, both = made[f"{kind}/right"][fell, target] == 0, clean[fell, target]
                     counts = (len(wrong), int(wrong.sum()), int(both.sum()), int((wrong & both).sum()))
                     cells.append(Cell(kind, name, other, *counts))
         figures = tuple(Figure(CLEAN, float(clean[:, one].sum()), count, 0.0) for one in range(len(names)))
-        return Matrix(names, self.kinds, figures, tuple(held), tuple(cells), tuple(sizes))
-
-    def _chunk(
-        self, networks: Sequence[tuple[str, Any]], batch: Batch, at: int, plan: Plan, kept: Store, watch: Watch
-    ) -> None:
-        """Every piece of one chunk that the store has not got."""
-        key = Key(self.seed)
-        if (at, CLEAN) not in kept.done:
-            right = _answers(networks, batch, batch.images, torch.ones(len(batch), dtype=torch.bool), key)
-            kept.put((at, CLEAN), _found(batch, right, torch.zeros(len(batch))))
-        clean = kept.done[at, CLEAN].column.right
-        for source, (name, network) in enumerate(networks):
-            if any((at, _name(source, kind)) not in kept.done for kind in self.kinds):
-                nothing = torch.full((len(batch),), torch.nan)
-                before = Column(clean[:, source], nothing, nothing, nothing)
-                _, points = tried(network, batch, Trial(_name(source, FOUND), self.attack), [before], key)
-                attacked = clean[:, source] == 1
-                for kind, images in self._changed(batch, points, key).items():
-                    answers = _answers(networks, batch, images, attacked, key)
-                    kept.put((at, _name(source, kind)), _found(batch, answers, rms(images - batch.images)))
-                    attacked = answers[:, source] == 0 if kind == FOUND else attacked
-            found = kept.done[at, _name(source, FOUND)].column.right[:, source]
-            watch(name, at, int((~found.isnan()).sum()), int((found == 0).sum()))
+        matrix = Matrix(names, self.kinds, figures, tuple(held), tuple(cells), tuple(sizes))
+        return Report((*figures, *held), result=matrix)
 
     def _changed(self, batch: Batch, points: Tensor, key: Key) -> dict[str, Tensor]:
         """[n, ...] by kind: the examples, then their controls."""
@@ -290,19 +271,6 @@ def _answers(networks: Sequence[tuple[str, Any]], batch: Batch, points: Tensor, 
         with judged(network), seeded(network, key, batch[there]), torch.no_grad():
             right[rows, column] = correct(full(network(points[there])), labels[there]).cpu()
     return right
-
-
-def _found(batch: Batch, right: Tensor, size: Tensor) -> Found:
-    """A piece; no picture is kept."""
-    labels = labels_of(batch.targets)
-    column = Column(right, torch.full((len(batch),), torch.nan), size.float().cpu(), torch.full((len(batch),), -1))
-    none = torch.zeros(0, dtype=torch.int64)
-    return Found(batch.sample.cpu(), labels.cpu(), column, none, torch.zeros(2, 0, dtype=torch.uint8))
-
-
-def _name(source: int, kind: str) -> str:
-    """A piece's name: of what was made for the network of that number."""
-    return f"{source}/{kind}"
 
 
 def _mean(sizes: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Trial:
     threat: str = ""  # the tag of its threat model
     role: Literal["clean", "attack", "curve", "check"] = "attack"  # what its figure is for
     images: int | None = None  # only the first so many of the data set
+
+    harmless: ClassVar[tuple[str, ...]] = ("images",)  # which images there are stands with each chunk
 
     def cost(self) -> float:
         """Forward passes for an image that is attacked to the end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -198,6 +198,12 @@ class Edit(Noun, ABC):
 class Dataset(Noun):
     """Where labelled images come from, and what is peculiar to them."""
 
+    spread: ClassVar[bool] = False  # whether a limit takes images evenly over the set, not the first
+
+    def contents(self) -> Any:
+        """What decides the validation images and labels beside the fields: what paths lead to. For fingerprints."""
+        return self.checksums()
+
     if TYPE_CHECKING:  # what each has; at run time a dataclass would take an inherited property for its field's default
 
         @property
@@ -274,8 +280,63 @@ class Mixing(Noun, ABC):
         """The batch mixed, targets as distributions [B, classes]."""
 
 
-class Evaluator(Noun):
-    """A network and data to a report, the same on any devices, resumable by sample."""
+@dataclass(frozen=True)
+class Piece:
+    """One thing that an evaluator finds on each chunk of consecutive images, under a name of its own.
+
+    A piece is a function of networks, images, seed and the pieces it needs: of no device and no order.
+    """
+
+    name: str
+    what: Any = None  # all that decides it beside the evaluator's own fields: a trial, a corruption and its severity
+    needs: tuple[str, ...] = ()  # earlier pieces, of the same chunk; a whole piece's are of every chunk
+    networks: tuple[str, ...] | None = None  # those that are asked, by name; None: all
+    data: Dataset | None = None  # images of its own; None: those that the evaluation is given
+    on: str = ""  # what these are called
+    images: int | None = None  # only the first so many
+    whole: bool = False  # made once, of no images, from all that was found on what it needs: a fit over all chunks
+    kept: bool = True  # False: made anew where a piece that needs it is made, such as images that several look at
+    holds: tuple[str, ...] = ()  # tensors without which one that was kept by another evaluation is not taken
+    cost: float = 1.0  # forward passes an image, for the progress
+    tally: str = ""  # under which name its "right" is summed while the work is done
+
+    harmless: ClassVar[tuple[str, ...]] = ("images", "kept", "holds", "cost", "tally")
+
+
+Tensors = Mapping[str, Tensor]
+"""What a piece is: tensors by name, a row an image of its chunk where it is joined over chunks.
+
+Names that begin with "apart/" are large: each chunk's lie in a file of their own, which is read when it is asked for.
+Those that begin with "picture/" are few images worth a look: of each "picture/kind" [s] the least "picture/order" [s]
+of all chunks are kept, with "picture/sample" [s] and what else is there.
+"""
+
+
+class Evaluator(Noun, ABC):
+    """Networks and images to a report: the same on any devices, resumable by piece."""
+
+    chunk: int  # consecutive images that are judged together
+    images: int | None  # the first so many; None: all
+
+    @abstractmethod
+    def pieces(self, networks: Mapping[str, Any], data: Dataset, found: Any) -> Sequence[Piece]:
+        """All that is to be done, each after those it needs, as far as `found` says it: asked again after each round.
+
+        found: evaluate.columns.Columns, of what is there.
+        """
+
+    @abstractmethod
+    def judge(
+        self, networks: Mapping[str, Any], batch: Batch, piece: Piece, before: Mapping[str, Tensors], key: Any
+    ) -> Tensors:
+        """What is found on one chunk, on any device. before: the pieces it needs. key: of the whole evaluation.
+
+        batch: sound images on the device, float in [0, 1]; of a whole piece none, and `before` is joined over chunks.
+        """
+
+    @abstractmethod
+    def report(self, found: Any) -> Any:
+        """What all pieces come to, evaluate.report.Report: sums over columns and nothing else. No network is asked."""
 
 
 class Transform(Noun, ABC):

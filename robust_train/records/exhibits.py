@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.report import Report
-from robust_train.evaluate.work import Plan, Verdicts
+from robust_train.evaluate.verdicts import FALLEN, Plan, Verdicts
 from robust_train.keyed import Key
 from robust_train.losses import full
 from robust_train.records import pictures
@@ -39,7 +39,7 @@ def exhibits(network: Any, verdicts: Verdicts, plan: Plan, each: int = EACH) -> 
     """Of each threat model the most confidently wrong images, then those that stand by the least; at most `each`.
 
     An image falls to one attack and counts with that one's point; one that stands counts with the point that came
-    nearest. Among those whose points were kept: some of every chunk. Costs one forward pass of what is shown.
+    nearest. Among those whose points were kept: the first of each attack's. Costs one forward pass of what is shown.
     """
     found = []
     for tag in dict.fromkeys(trial.threat for trial in plan.trials if trial.role == "attack"):
@@ -49,16 +49,16 @@ def exhibits(network: Any, verdicts: Verdicts, plan: Plan, each: int = EACH) -> 
         stands = dict(zip(verdicts.sample.tolist(), last.tolist(), strict=True))
         for trial in row:
             label = "" if trial.attack is None else trial.attack.label
-            for piece in verdicts.pieces.get(trial.name, ()):
-                for place, index in enumerate(piece.shown.tolist()):
-                    sample, margin = int(piece.sample[index]), float(piece.column.margin[index])
-                    if sample in known and known[sample].margin <= margin:
-                        continue
-                    pair, far = piece.pixels[:, place], float(piece.column.distance[index])
-                    truth, fallen = int(piece.labels[index]), not stands[sample]
-                    if (fallen and bool(piece.column.stands[index])) or far == 0:
-                        continue  # a later attack felled it, this point did not; or it is the image itself
-                    known[sample] = Exhibit(tag, label, sample, truth, fallen, margin, far, pair, torch.empty(0))
+            rows = verdicts.pictures.get(trial.name) or {"sample": torch.zeros(0)}
+            for place, sample in enumerate(rows["sample"].tolist()):
+                one = {name: tensor[place] for name, tensor in rows.items()}
+                margin, far, fallen = float(one["order"]), float(one["distance"]), not stands[sample]
+                if sample in known and known[sample].margin <= margin:
+                    continue
+                if (fallen and int(one["kind"]) != FALLEN) or far == 0:
+                    continue  # a later attack felled it, this point did not; or it is the image itself
+                truth, pair = int(one["label"]), one["pixels"]
+                known[sample] = Exhibit(tag, label, sample, truth, fallen, margin, far, pair, torch.empty(0))
         order = sorted(known.values(), key=lambda one: (one.margin, one.sample))
         found += [one for one in order if one.fallen][:each] + [one for one in order if not one.fallen][:each]
     return _seen(network, found)

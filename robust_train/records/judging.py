@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.robustness import Watch
-    from robust_train.evaluate.work import Found, Piece, Plan, Store
+    from robust_train.evaluate.work import Tell
 
 LINES = 10.0  # seconds between two lines
-Tell = Callable[[str, float, str], None]
-"""Told what is done just now, which share of all work is done (0 to 1), and the accuracies so far."""
 
 
 @contextmanager
 def telling() -> Iterator[Tell]:
-    """Who shows how far an evaluation is."""
+    """Who shows how far an evaluation is.
+
+    The bar counts forward passes at most, an image that has fallen as done: it is late to move at first, never too
+    hopeful by more than what falls later.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -48,38 +49,3 @@ def telling() -> Iterator[Tell]:
                 print(f"{now}: {share:.0%}, {rest}{so_far}", file=sys.stderr, flush=True)
 
         yield tell
-
-
-@contextmanager
-def watching(images: int) -> Iterator[Watch]:
-    """Who shows the pieces of an evaluation of so many images as they come.
-
-    The bar counts the attacks' forward passes at most, an image that has fallen as done: it is late to move at first,
-    never too hopeful by more than what falls later.
-    """
-    with telling() as tell:
-
-        def watch(at: Piece, found: Found, plan: Plan, store: Store) -> None:
-            tell(f"{at[1]}, chunk {at[0]}", done(plan, store, images), accuracies(plan, store))
-
-        yield watch
-
-
-def done(plan: Plan, store: Store, images: int) -> float:
-    """The share of the work that is done, counted in forward passes at most."""
-    whole = sum(trial.cost() * min(trial.images or images, images) for trial in plan.trials)
-    costs = {trial.name: trial.cost() for trial in plan.trials}
-    return sum(costs[name] * len(found.sample) for (_, name), found in store.done.items()) / max(whole, 1.0)
-
-
-def accuracies(plan: Plan, store: Store) -> str:
-    """What stands so far, of the images that each row of attacks is done with."""
-    said = []
-    for tag in dict.fromkeys(trial.threat for trial in plan.trials):
-        row = plan.of("attack", tag) if tag else [plan.trials[0]]
-        columns = [found.column for (_, name), found in store.done.items() if row and name == row[-1].name]
-        count = sum(len(column.right) for column in columns)
-        if count:
-            share = sum(float(column.right.sum()) for column in columns) / count
-            said.append(f"{tag or 'clean'} {share:.1%} of {count:,}")
-    return ", ".join(said)

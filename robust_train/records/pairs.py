@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robust_train.evaluate.work import Plan, Verdicts
+from robust_train.evaluate.verdicts import Plan, Verdicts
 
 Tree = Mapping[str, Any]
 

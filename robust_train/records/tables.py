@@ -57,6 +57,28 @@ def show(title: str, report: Report, names: Sequence[str]) -> None:
     console.print(f"flags: {len(report.raised)} of {len(looked)} are up", markup=False)
 
 
+def show_tables(title: str, report: Report) -> None:
+    """Print what a report says in numbers: its figures and its tables."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(f"\n{title}", markup=False)
+    if report.figures:
+        figures = _table("", "eps", "accuracy", "95 % interval")
+        for one in report.figures:
+            eps = f"{one.eps:.4g}" if one.eps else ""
+            figures.add_row(f"{one.threat} {one.name}", eps, f"{one.accuracy:.2%}", _interval(one.interval))
+        console.print(figures)
+    for table in report.tables:
+        console.print(f"{table.title}: {table.says}" if table.says else table.title, markup=False)
+        shown = _table(*table.heads)
+        for row in table.rows:
+            shown.add_row(
+                *(f"{cell:.4g}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
+            )
+        console.print(shown)
+
+
 def show_shifts(title: str, found: Sequence[Shifted]) -> None:
     """Print accuracies under shift, the classes compared, and clean accuracy on the same, where known."""
     from rich.console import Console

@@ -242,6 +242,9 @@ class Scaled(Counts):
 
     batch: Batch | None = None
 
+    def validation_size(self) -> int:
+        return 4
+
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         yield self.batch  # type: ignore[misc]
 
@@ -260,7 +263,7 @@ def test_attacks_refuse_values_outside_their_box():
     verdicts(torch.nn.Flatten(), batch, None, Key(0))
     counted = Robustness((Linf(0.1),))
     with pytest.raises(ConfigError, match=said):
-        counted.verdicts(torch.nn.Flatten(), Scaled(batch=batch), Key(0))
+        counted(torch.nn.Flatten(), Scaled(batch=batch), Key(0))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=said):
         Transferability(attack)({"a": torch.nn.Flatten(), "b": torch.nn.Flatten()}, Scaled(batch=batch))  # type: ignore[arg-type]
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robust_train.evaluate.report import Flag
+from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.verdicts import Plan, Verdicts
+from robust_train.evaluate.work import evaluate
 from robust_train.nouns import Batch, Place
 
 SIDE = 6
@@ -51,7 +56,23 @@ class Middling:
         self.broken = torch.zeros(number)
         self.broken[list(broken)] = 1
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (3, SIDE, SIDE)
+
+    def contents(self) -> dict[str, Any]:
+        return {"images": self.images, "targets": self.targets, "broken": self.broken}
+
+    def validation_size(self) -> int:
+        return len(self.images)
+
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
-        for rows in torch.arange(min(limit or len(self.images), len(self.images))).split(chunk):
+        parts = torch.arange(min(limit or len(self.images), len(self.images))).split(chunk)
+        for rows in parts[place.rank :: place.world]:
             rows = rows[self.broken[rows] == 0]
             yield Batch(self.images[rows], self.targets[rows], rows, rows)
+
+
+def judged(evaluation: Robustness, network: Any, data: Any, seed: int = 0) -> tuple[Verdicts, Plan, tuple[Flag, ...]]:
+    """What an evaluation finds, before it is a report."""
+    return evaluation.read(evaluate(evaluation, {"": network}, data, seed))

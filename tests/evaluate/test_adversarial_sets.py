@@ -12,6 +12,7 @@ import torch
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate.adversarial_sets import chosen, judged, load, replayed, save
 from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.work import evaluate
 from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.threats.l2 import L2
@@ -36,9 +37,8 @@ def survivors(data: Middling) -> int:
 
 def saved(folder: Path, data: Middling) -> Path:
     """The set of an evaluation, as written."""
-    verdicts, plan, _ = ASKED.verdicts(Linear(), data, Key(0))
-    points = chosen(verdicts, plan, "linf")
-    save(folder / "set.pth", points, verdicts.sample, verdicts.labels, BALL, {"model": "linear"})
+    found = evaluate(ASKED, {"": Linear()}, data)
+    save(folder / "set.pth", chosen(ASKED, found, "linf"), *found.rows(), BALL, {"model": "linear"})
     return folder / "set.pth"
 
 
@@ -85,7 +85,7 @@ def test_broken_images_have_no_point_and_shift_none_of_the_others(tmp_path):
     assert len(load(path)) == COUNT - 3
     evaluation = replayed(ASKED, path, data)
     assert evaluation.saved.gaps == (3, 4, 20)
-    verdicts, _, _ = evaluation.verdicts(Linear(), data, Key(0))
+    verdicts, _, _ = evaluation.read(evaluate(evaluation, {"": Linear()}, data))
     column = verdicts.columns["linf/saved set set.pth"]
     assert torch.equal(column.stands, (Linear().radius(data.images, data.targets) > EPS)[whole])
 
@@ -102,14 +102,15 @@ def test_an_image_keeps_the_point_where_it_fell_first():
     """One that is wrong when clean is its own point; one that stands has that of the last attack."""
     data = Middling(COUNT)
     evaluation = NearThenFar((BALL,), curve=0, checks=0, chunk=25, points=True)
-    verdicts, plan, _ = evaluation.verdicts(Linear(), data, Key(0))
-    points, radius = chosen(verdicts, plan, "linf"), Linear().radius(data.images, data.targets)
+    found = evaluate(evaluation, {"": Linear()}, data)
+    verdicts, plan, _ = evaluation.read(found)
+    points, radius = chosen(evaluation, found, "linf"), Linear().radius(data.images, data.targets)
     moved = (points - data.images).flatten(1).abs().amax(1)
     assert torch.equal(moved == 0, radius < 0)
     names = [trial.name for trial in plan.of("attack", "linf")]
     fell = verdicts.columns["clean"].stands & ~verdicts.columns[names[0]].stands
-    first = torch.cat([piece.points for piece in verdicts.pieces[names[0]]])
-    last = torch.cat([piece.points for piece in verdicts.pieces[names[-1]]])
+    first = torch.cat([piece["apart/points"] for piece in found.chunks(names[0])])
+    last = torch.cat([piece["apart/points"] for piece in found.chunks(names[-1])])
     stands = verdicts.columns[names[-1]].stands
     assert int(fell.sum()) > 5
     assert int(stands.sum()) > 5

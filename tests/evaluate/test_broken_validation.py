@@ -24,6 +24,7 @@ from robust_train.models.small_cnn import SmallCNN
 from robust_train.nouns import Batch, Place
 from robust_train.objectives.plain import Plain
 from robust_train.threats.linf import Linf
+from tests.evaluate.linear import judged
 from tests.toys import CLASSES, SIDE, pictures, toy_run
 
 COUNT, CHUNK = 24, 4
@@ -104,7 +105,7 @@ def test_a_verdict_is_the_same_whether_another_image_is_broken_or_not(sets):
 
 def test_evaluation_judges_what_could_be_read(sets):
     asked = Robustness(threats=(Linf(0.1),), attack="pgd", steps=2, chunk=CHUNK)
-    whole, torn = (asked.verdicts(network_of(0), data, Key(1))[0] for data in sets)
+    whole, torn = (judged(asked, network_of(0), data, 1)[0] for data in sets)
     assert torn.sample.tolist() == WHOLE
     for name, column in torn.columns.items():
         assert torch.equal(column.right, whole.columns[name].right[WHOLE]), name

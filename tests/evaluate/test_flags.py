@@ -16,7 +16,7 @@ from robust_train.evaluate.report import Report
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.signs import above_clean, curve_rises, margin_rises, more_steps_help, signs, square_helps
 from robust_train.evaluate.trial import CLEAN, Column, Trial
-from robust_train.evaluate.work import Plan, Verdicts
+from robust_train.evaluate.verdicts import Plan, Verdicts
 from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.threats.l1 import L1
@@ -260,7 +260,7 @@ class Told:
             nothing = torch.full_like(right, torch.nan)
             columns[trial.name] = Column(right, right + shift, nothing, nothing.int())
         rows = torch.arange(self.images)
-        return Verdicts(rows, rows * 0, columns, {}), Plan(tuple(trials), CLASSES, 100, draws=self.draws)
+        return Verdicts(rows, rows * 0, columns, {}), Plan(tuple(trials), CLASSES, self.draws)
 
 
 CLEANLY = Trial(CLEAN, None, (), role="clean")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,9 @@ from robust_train.data.digits import Digits
 from robust_train.evaluate import corruption_work, panel
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.corruption_work import Course
-from robust_train.evaluate.files import Files
-from robust_train.evaluate.panel import Entry, Panel, judge, judged_panel
+from robust_train.evaluate.corruptions import corrupted
+from robust_train.evaluate.panel import Entry, Panel, judged_panel
+from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed import Key
 from robust_train.losses import correct
 from robust_train.models.blueprint import Blueprint, Recipe
@@ -89,14 +88,21 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def verdicts(entries: list[Entry], data: Dataset, place: Place | None = None, course: Course = COURSE) -> dict:
-    """Of each entry by its name: its verdicts on each piece."""
+def verdicts(entries: list[Entry], data: Dataset, course: Course = COURSE, deal=None) -> dict:
+    """Of each entry by its name: its verdicts on each cell."""
     sitting = Panel(tuple(entries)).on(data)
-    found: dict[str, dict] = {entry.name: {} for entry in entries}
-    for at, right in judge(sitting.network(), data, course, place or Place(), {}):
-        for tag, one in right.items():
-            found[sitting.tags[tag].name][at] = one
-    return found
+    wide = replace(course, voices=sitting.voices)
+    found = evaluate(wide, sitting.networks(), data, deal=deal and deal(sitting))
+    return {
+        entry.name: {cell: found[f"{entry.name}/{cell}"]["right"] for cell in ("clean", *course.cells)}
+        for entry in entries
+    }
+
+
+def alone(network, data: Dataset) -> dict:
+    """The verdicts on a network that is no part of a panel."""
+    found = evaluate(COURSE, {"": network}, data)
+    return {cell: found[cell]["right"] for cell in ("clean", *COURSE.cells)}
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -109,8 +115,8 @@ def equal(one: dict, other: dict) -> bool:
 def test_a_network_is_judged_as_it_is_alone(runs, data):
     found = verdicts([Entry("first", (runs["a"],)), Entry("second", (runs["b"],))], data)
     for name, run in (("first", "a"), ("second", "b")):
-        assert equal(found[name], dict(COURSE.work(network_of(runs[run]), data, Place(), {})))
-    assert len(found["first"]) == PIECES
+        assert equal(found[name], alone(network_of(runs[run]), data))
+    assert len(found["first"]) == 11
     assert not equal(found["first"], found["second"])
 
 
@@ -119,8 +125,8 @@ def test_a_network_is_judged_as_it_is_alone(runs, data):
 def test_an_ensemble_of_networks_is_judged_as_the_ensemble_is_alone(runs, data, mean, weights):
     members = tuple(runs[name] for name in "abc")
     found = verdicts([Entry("together", members, mean, weights), Entry("a", members[:1])], data)
-    alone = Ensemble([network_of(path) for path in members], mean, weights)
-    assert equal(found["together"], dict(COURSE.work(alone, data, Place(), {})))
+    together = Ensemble([network_of(path) for path in members], mean, weights)
+    assert equal(found["together"], alone(together, data))
     assert not equal(found["together"], found["a"])
 
 
@@ -129,15 +135,17 @@ def test_an_ensemble_is_made_of_the_answers_that_its_members_are_judged_by(runs,
     entries = [Entry("d", (runs["d"],)), Entry("both", (runs["d"], runs["e"])), Entry("a", (runs["a"],))]
     found = verdicts(entries, data)
     key, members = Key(0), [network_of(runs[name]) for name in "de"]
+    first, both = [], []
     for raw in data.validation_batches(Place(), 16, 40):
-        batch = COURSE.seen(raw.to("cpu"), "contrast/2", key)
+        batch = corrupted(raw.to("cpu"), "contrast", 2, key)
         answers = []
         for network, name in zip(members, ("d", "both/1"), strict=True):
             with torch.no_grad(), judged(network, key.of("verdict").of(name).rows(batch.sample)):
                 answers.append(network(batch.images))
-        at = (int(raw.position[0]) // 16, "contrast/2")
-        assert torch.equal(found["d"][at], correct(answers[0], batch.targets).bool())
-        assert torch.equal(found["both"][at], correct(torch.stack(answers).mean(0), batch.targets).bool())
+        first.append(correct(answers[0], batch.targets).bool())
+        both.append(correct(torch.stack(answers).mean(0), batch.targets).bool())
+    assert torch.equal(found["d"]["contrast/2"], torch.cat(first))
+    assert torch.equal(found["both"]["contrast/2"], torch.cat(both))
     assert equal(verdicts(entries[:1], data)["d"], found["d"])
     assert not equal(verdicts([Entry("other", (runs["d"],))], data)["other"], found["d"]), "other noise"
     moved = shutil.copytree(runs["d"], Path(runs["d"]).parent / "elsewhere")
@@ -146,11 +154,16 @@ def test_an_ensemble_is_made_of_the_answers_that_its_members_are_judged_by(runs,
 
 def test_two_places_do_together_what_one_does(runs, data):
     entries = [Entry("d", (runs["d"],)), Entry("both", (runs["a"], runs["d"]), "probabilities")]
-    whole = verdicts(entries, data)
-    halves = [verdicts(entries, data, Place(rank, 2)) for rank in range(2)]
-    for name in whole:
-        assert not halves[0][name].keys() & halves[1][name].keys()
-        assert equal(halves[0][name] | halves[1][name], whole[name])
+
+    def deal(sitting):
+        def halves(task, jobs):
+            for rank in (1, 0):
+                yield from work(sitting.networks(), data, task, jobs[rank::2], "cpu")
+
+        return halves
+
+    whole, halves = verdicts(entries, data), verdicts(entries, data, deal=deal)
+    assert all(equal(halves[name], whole[name]) for name in whole)
 
 
 @pytest.mark.cluster
@@ -158,16 +171,15 @@ def test_two_devices_of_a_ray_cluster_judge_as_one_process(runs, data, tmp_path)
     from launch.deal import dealt
 
     entries = Panel((Entry("d", (runs["d"],)), Entry("both", (runs["a"], runs["d"]))))
-    one = judged_panel(entries, data, COURSE, Place(), tmp_path / "one")
-    deal = partial(dealt, devices=2, gpu=False, work=judge)
-    assert judged_panel(entries, data, COURSE, Place(), tmp_path / "two", deal) == one
+    one = judged_panel(entries, data, COURSE, tmp_path / "one")
+    assert judged_panel(entries, data, COURSE, tmp_path / "two", deal=lambda s: dealt(s, devices=2, gpu=False)) == one
 
 
 # -- the cost, and what is kept -------------------------------------------------------------------------
 
 
 def test_every_checkpoint_runs_once_a_piece_and_every_image_is_corrupted_once(runs, data, forwards, monkeypatch):
-    corrupted, made = corruption_work.corrupted, []
+    made = []
     monkeypatch.setattr(
         corruption_work, "corrupted", lambda batch, *cell: made.append(cell[:2]) or corrupted(batch, *cell)
     )
@@ -180,7 +192,7 @@ def test_every_checkpoint_runs_once_a_piece_and_every_image_is_corrupted_once(ru
 
 def test_killed_anywhere_it_goes_on_to_the_same_figures(runs, data, tmp_path, forwards):
     entries = Panel((Entry("a", (runs["a"],)), Entry("ad", (runs["a"], runs["d"]))))
-    whole = judged_panel(entries, data, COURSE, Place(), tmp_path / "whole")
+    whole = judged_panel(entries, data, COURSE, tmp_path / "whole")
     assert len(forwards) == 2 * PIECES
     forwards.clear()
 
@@ -191,83 +203,73 @@ def test_killed_anywhere_it_goes_on_to_the_same_figures(runs, data, tmp_path, fo
 
     def killing(now: str, share: float, so_far: str) -> None:
         shares.append(share)
-        if len(shares) == 1 + 17:
+        if len(shares) == 2 * 17:
             raise Killed
 
     with pytest.raises(Killed):
-        judged_panel(entries, data, COURSE, Place(), tmp_path / "killed", tell=killing)
+        judged_panel(entries, data, COURSE, tmp_path / "killed", tell=killing)
     assert len(forwards) == 2 * 17
     forwards.clear()
     said: list[tuple[str, float, str]] = []
-    again = judged_panel(entries, data, COURSE, Place(), tmp_path / "killed", tell=lambda *words: said.append(words))
+    again = judged_panel(entries, data, COURSE, tmp_path / "killed", tell=lambda *words: said.append(words))
     assert again == whole
     assert len(forwards) == 2 * (PIECES - 17)
-    assert said[0][0] == "going on"
-    assert said[0][1] == shares[-1] > 0
+    assert said[0][1] > shares[-1] > 0
     assert said[-1][1] == 1
-    assert said[-1][2].startswith("2 networks, clean ")
+    assert said[-1][2].startswith("clean ")
     assert sorted(share for _, share, _ in said) == [share for _, share, _ in said]
     forwards.clear()
-    assert judged_panel(entries, data, COURSE, Place(), tmp_path / "killed") == whole
+    assert judged_panel(entries, data, COURSE, tmp_path / "killed") == whole
     assert not forwards
 
 
 def test_more_entries_images_and_corruptions_cost_what_they_add(runs, data, tmp_path, forwards):
     entries = [Entry("a", (runs["a"],)), Entry("b", (runs["b"],))]
-    first = judged_panel(Panel(tuple(entries)), data, COURSE, Place(), tmp_path)
+    first = judged_panel(Panel(tuple(entries)), data, COURSE, tmp_path)
     forwards.clear()
-    judged_panel(Panel((*entries, Entry("e", (runs["e"],)))), data, COURSE, Place(), tmp_path)
+    judged_panel(Panel((*entries, Entry("e", (runs["e"],)))), data, COURSE, tmp_path)
     assert forwards == ["e"] * PIECES, "what is there is not judged again"
     forwards.clear()
     more = [*entries, Entry("ab", (runs["a"], runs["b"])), Entry("c", (runs["c"],))]
-    second = judged_panel(Panel(tuple(more)), data, COURSE, Place(), tmp_path)
+    second = judged_panel(Panel(tuple(more)), data, COURSE, tmp_path)
     assert {name: forwards.count(name) for name in "abc"} == dict.fromkeys("abc", PIECES)
     assert {name: second[name] for name in "ab"} == first
     forwards.clear()
     larger = replace(COURSE, images=64)
-    third = judged_panel(Panel((entries[0],)), data, larger, Place(), tmp_path)
+    third = judged_panel(Panel((entries[0],)), data, larger, tmp_path)
     assert len(forwards) == 2 * 11, "the third chunk had 8 images, a fourth had none; two are there"
     assert {images for _, images in third["a"].counts.values()} == {64}
     forwards.clear()
     wider = replace(COURSE, corruptions=("contrast", "brightness", "pixelate"))
-    fourth = judged_panel(Panel((entries[0],)), data, wider, Place(), tmp_path)
+    fourth = judged_panel(Panel((entries[0],)), data, wider, tmp_path)
     assert fourth["a"].corruptions == ("brightness", "contrast", "pixelate")
     assert len(forwards) == 3 * 5
     forwards.clear()
-    assert judged_panel(Panel(tuple(more)), data, COURSE, Place(), tmp_path) == second
+    assert judged_panel(Panel(tuple(more)), data, COURSE, tmp_path) == second
     assert not forwards, "another panel's verdicts stayed"
-    judged_panel(Panel((entries[0],)), data, replace(COURSE, seed=1), Place(), tmp_path)
+    judged_panel(Panel((entries[0],)), data, COURSE, tmp_path, seed=1)
     assert len(forwards) == PIECES, "other draws"
 
 
 def test_a_member_that_was_trained_again_is_judged_anew_and_the_others_are_not(runs, data, made, tmp_path, forwards):
     entries = Panel((Entry("a", (runs["a"],)), Entry("b", (runs["b"],)), Entry("ab", (runs["a"], runs["b"]))))
-    before = judged_panel(entries, data, COURSE, Place(), tmp_path / "kept")
+    before = judged_panel(entries, data, COURSE, tmp_path / "kept")
     shutil.rmtree(runs["b"])
     shutil.copytree(made / "c", runs["b"])
     forwards.clear()
-    after = judged_panel(entries, data, COURSE, Place(), tmp_path / "kept")
+    after = judged_panel(entries, data, COURSE, tmp_path / "kept")
     assert after["a"] == before["a"]
-    assert after["b"] == judged_panel(Panel((Entry("b", (runs["c"],)),)), data, COURSE, Place(), tmp_path / "c")["b"]
+    assert after["b"] == judged_panel(Panel((Entry("b", (runs["c"],)),)), data, COURSE, tmp_path / "c")["b"]
     assert after["b"] != before["b"]
     assert after["ab"] != before["ab"]
     assert len(forwards) == (2 + 1) * PIECES, "both members for the ensemble, and c"
-    sizes = {len(there) for _, there in Files.read(panel_files(tmp_path / "kept", data))}
-    assert sizes == {3}, "old verdicts are gone"
-
-
-def panel_files(folder: Path, data: Dataset) -> Files:
-    (header,) = folder.glob("*/header.json")
-    files = Files(folder, json.loads(header.read_text(encoding="utf-8")), dict(COURSE.pieces(data)))
-    assert files.folder == header.parent
-    return files
 
 
 def test_other_weights_and_another_mean_are_other_verdicts(runs, data, tmp_path):
     def of(**how) -> dict:
-        return judged_panel(Panel((Entry("ab", (runs["a"], runs["b"]), **how),)), data, COURSE, Place(), tmp_path)["ab"]
+        return judged_panel(Panel((Entry("ab", (runs["a"], runs["b"]), **how),)), data, COURSE, tmp_path)["ab"]
 
-    alone = judged_panel(Panel((Entry("b", (runs["b"],)),)), data, COURSE, Place(), tmp_path)["b"]
+    alone = judged_panel(Panel((Entry("b", (runs["b"],)),)), data, COURSE, tmp_path)["b"]
     assert of() == of(weights=(0.5, 0.5))
     assert of(weights=(0.0, 1.0)) == alone
     assert of(weights=(0.0, 1.0), mean="probabilities") == alone
@@ -276,12 +278,12 @@ def test_other_weights_and_another_mean_are_other_verdicts(runs, data, tmp_path)
 
 def test_a_damaged_file_is_made_again(runs, data, tmp_path, forwards):
     entries = Panel((Entry("a", (runs["a"],)),))
-    whole = judged_panel(entries, data, COURSE, Place(), tmp_path)
-    path = next(tmp_path.rglob("00001-contrast-3-16.safetensors"))
+    whole = judged_panel(entries, data, COURSE, tmp_path)
+    path = next(tmp_path.rglob("00001.safetensors"))
     path.write_bytes(path.read_bytes()[:20])
     forwards.clear()
-    assert judged_panel(entries, data, COURSE, Place(), tmp_path) == whole
-    assert len(forwards) == 1
+    assert judged_panel(entries, data, COURSE, tmp_path) == whole
+    assert len(forwards) == 11
 
 
 # -- what a panel is ------------------------------------------------------------------------------------
@@ -301,9 +303,9 @@ def test_names_do_not_depend_on_where_runs_lie_or_how_they_are_named(runs, data)
     """The run's folder and the checkpoint in it are one network."""
     inside = str(checkpoint.find(runs["a"]))
     one = Panel((Entry("x", (runs["a"],)), Entry("y", (runs["b"], inside)))).on(data)
-    assert {known.name for known in one.known.values()} == {"x", "y/0"}
+    assert {noise for voice in one.voices for noise in voice.noises} == {"x", "y/0"}
     two = Panel((Entry("y", (runs["b"], inside)), Entry("x", (runs["a"],)))).on(data)
-    assert one.tags.keys() == two.tags.keys(), "the order of the entries is nothing"
+    assert set(one.voices) == set(two.voices), "the order of the entries is nothing"
 
 
 @pytest.fixture
@@ -320,11 +322,10 @@ def broken(data) -> Dataset:
 
 
 def test_broken_images_are_left_out(runs, broken, tmp_path):
-    found = judged_panel(Panel((Entry("a", (runs["a"],)),)), broken, COURSE, Place(), tmp_path)["a"]
+    found = judged_panel(Panel((Entry("a", (runs["a"],)),)), broken, COURSE, tmp_path)["a"]
     assert found.clean is not None
     assert found.clean[1] == sum(position // 16 != 1 and position % 5 != 0 for position in range(40))
-    alone = dict(COURSE.work(network_of(runs["a"]), broken, Place(), {}))
-    assert found == COURSE.robustness(alone, 32)
+    assert found == COURSE.report(evaluate(COURSE, {"": network_of(runs["a"])}, broken)).result
 
 
 def test_what_is_no_panel_is_refused(runs, data, tmp_path):
@@ -352,4 +353,4 @@ def test_a_checkpoint_that_changes_meanwhile_is_refused(runs, data, made):
     shutil.rmtree(inside)
     shutil.copytree(checkpoint.find(made / "c"), inside)
     with pytest.raises(CheckpointError, match="was written anew while it was judged"):
-        list(judge(sitting.network(), data, COURSE, Place(), {}))
+        evaluate(replace(COURSE, voices=sitting.voices), sitting.networks(), data)

@@ -9,10 +9,11 @@ from scipy.stats import binomtest
 from robust_train.evaluate.report import Figure, wilson
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.trial import CLEAN
-from robust_train.evaluate.work import Verdicts
+from robust_train.evaluate.verdicts import Verdicts
+from robust_train.evaluate.work import evaluate
 from robust_train.keyed import Key
 from robust_train.threats.linf import Linf
-from tests.evaluate.linear import Linear, Middling
+from tests.evaluate.linear import Linear, Middling, judged
 
 CLEAN_ALONE = {"threats": (Linf(0.0),), "steps": 1, "restarts": 1, "curve": 0, "checks": 0}
 
@@ -39,7 +40,7 @@ def test_the_table_of_classes_counts_images_and_the_right_ones_of_each_column():
 
 def test_clean_accuracy_of_a_linear_classifier_is_the_share_of_labels_that_agree_with_it():
     data, network = Middling(), Linear()
-    verdicts, _, _ = Robustness(**CLEAN_ALONE, chunk=50).verdicts(network, data, Key(0))
+    verdicts, _, _ = judged(Robustness(**CLEAN_ALONE, chunk=50), network, data)
     agrees = (network.score(data.images) > 0).long() == data.targets
     assert torch.equal(verdicts.columns[CLEAN].right.bool(), agrees)
     assert verdicts.sample.tolist() == list(range(len(data.images)))
@@ -49,13 +50,10 @@ def test_clean_accuracy_of_a_linear_classifier_is_the_share_of_labels_that_agree
 
 def test_images_that_stand_in_for_broken_ones_are_not_counted():
     data = Middling(20, broken=(3, 17))
-    told = []
-
-    def watch(at, found, plan, store):
-        if at[1] == CLEAN:
-            told.append(len(found.sample))
-
-    report = Robustness(**CLEAN_ALONE, chunk=8)(Linear(), data, Key(0), watch=watch)
+    evaluation = Robustness(**CLEAN_ALONE, chunk=8)
+    found = evaluate(evaluation, {"": Linear()}, data)
+    told = [len(chunk["right"]) for chunk in found.chunks(CLEAN)]
+    report = evaluation.report(found)
     whole = [n for n in range(20) if n not in (3, 17)]
     agrees = (Linear().score(data.images) > 0).long() == data.targets
     assert told == [7, 8, 3]

@@ -13,6 +13,7 @@ from robust_train.attacks.autoattack import DRAWS
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.trial import CLEAN, Trial, tried
+from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.small_cnn import SmallCNN
@@ -21,7 +22,7 @@ from robust_train.read.errors import ConfigError, NumericsError
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from tests.attacks.many_classes import ManyClasses
-from tests.evaluate.linear import SIDE, Linear, Middling
+from tests.evaluate.linear import SIDE, Linear, Middling, judged
 from tests.evaluate.zoo import Around, Labelled, middling
 
 
@@ -53,16 +54,15 @@ def own_labels(number: int) -> tuple[ManyClasses, Labelled]:
         return network, Labelled(data.images, network(data.images).argmax(1), 5)
 
 
-class Backwards(Middling):
-    """The same images, the last chunk first."""
+def robust(evaluation: Robustness, network, data, key: Key, backwards: bool = False) -> torch.Tensor:
+    """[N] bool by image, after all attacks. backwards: the last chunk first."""
 
-    def validation_batches(self, place, chunk, limit=None):
-        return reversed(list(super().validation_batches(place, chunk, limit)))
+    def deal(task, jobs):
+        for job in reversed(jobs):
+            yield from work({"": network}, data, task, [job], "cpu")
 
-
-def robust(evaluation: Robustness, network, data, key: Key) -> torch.Tensor:
-    """[N] bool by image, after all attacks."""
-    verdicts, plan, _ = evaluation.verdicts(network, data, key)
+    found = evaluate(evaluation, {"": network}, data, key.seed, deal=deal if backwards else None)
+    verdicts, plan, _ = evaluation.read(found)
     column = verdicts.columns[plan.of("attack", plan.trials[1].threat)[-1].name]
     return column.right[verdicts.sample.argsort()].bool()
 
@@ -111,12 +111,10 @@ def test_neither_chunk_nor_order_decides_a_verdict():
     network, data = undecided(90)
     evaluation = Robustness((Linf(0.02),), steps=5, restarts=2, curve=0, checks=0, chunk=90)
     whole = robust(evaluation, network, data, Key(0))
-    backwards = Backwards(90)
-    backwards.images, backwards.targets = data.images, data.targets
     assert 0 < int(whole.sum()) < 90
     for chunk in (7, 32, 48):
         cut = Robustness((Linf(0.02),), steps=5, restarts=2, curve=0, checks=0, chunk=chunk)
-        assert torch.equal(robust(cut, network, backwards, Key(0)), whole)
+        assert torch.equal(robust(cut, network, data, Key(0), backwards=True), whole)
 
 
 def test_checks_are_made_on_the_first_images_exactly_whatever_the_chunk():
@@ -124,7 +122,7 @@ def test_checks_are_made_on_the_first_images_exactly_whatever_the_chunk():
     seen = []
     for chunk in (12, 50):
         evaluation = Robustness((Linf(0.1),), steps=2, curve=0, checks=20, chunk=chunk)
-        verdicts, plan, _ = evaluation.verdicts(network, data, Key(0))
+        verdicts, plan, _ = judged(evaluation, network, data)
         names = [trial.name for trial in plan.trials if trial.role == "check"]
         assert len(names) == 8
         assert all(len(verdicts.columns[name].right) == 20 for name in names)
@@ -193,7 +191,7 @@ def test_accuracy_falls_along_autoattack_and_ends_at_the_exact_share():
     """Each attack is made on what stands, so columns only fall; on a linear network the last is exact."""
     data, network = middling(30), ManyClasses()
     radius = network.radius(data.images, data.targets, "linf")
-    verdicts, plan, _ = Robustness((Linf(0.01),), "autoattack-rand", curve=0, checks=0).verdicts(network, data, Key(0))
+    verdicts, plan, _ = judged(Robustness((Linf(0.01),), "autoattack-rand", curve=0, checks=0), network, data)
     row = [CLEAN, *(trial.name for trial in plan.of("attack", "linf"))]
     columns = [verdicts.columns[name].right for name in row]
     assert row == ["clean", "linf/apgd-ce", "linf/apgd-dlr"]
@@ -207,7 +205,7 @@ def test_a_network_with_randomness_of_its_own_is_attacked_over_draws_and_judged_
     data = Labelled(*(tensor[:12] for tensor in (middling().images, middling().targets)))
     network = Around(before=lambda images: images + 0.02 * torch.randn_like(images))
     evaluation = Robustness((Linf(0.01),), steps=2, restarts=1, curve=0, checks=0)
-    verdicts, plan, seen = evaluation.verdicts(network, data, Key(0))
+    verdicts, plan, seen = judged(evaluation, network, data)
     (attack,) = (trial.attack for trial in plan.of("attack", "linf"))
     assert attack.eot == DRAWS
     assert plan.draws == evaluation.passes == 100
@@ -215,13 +213,13 @@ def test_a_network_with_randomness_of_its_own_is_attacked_over_draws_and_judged_
     torch.testing.assert_close(shares, shares.round(), atol=1e-4, rtol=0)
     assert bool(((shares > 0.5) & (shares < 99.5)).any())
     assert [flag.name for flag in seen if flag.raised] == ["randomised"]
-    again, _, _ = evaluation.verdicts(network, data, Key(0))
+    again, _, _ = judged(evaluation, network, data)
     assert torch.equal(again.columns[CLEAN].right, verdicts.columns[CLEAN].right)
-    nothing = Robustness((Linf(0.0),), steps=1, restarts=1, curve=0, checks=0).verdicts(network, data, Key(0))[0]
+    nothing = judged(Robustness((Linf(0.0),), steps=1, restarts=1, curve=0, checks=0), network, data)[0]
     # an attack that does nothing takes nothing: the figure is that of fresh passes, not the least of two
     same = nothing.columns["linf/pgd1"].right - nothing.columns[CLEAN].right
     assert abs(float(same.mean())) < 4 * (0.5 / (12 * 100)) ** 0.5
-    standard = Robustness((Linf(0.01),), "autoattack", curve=0, checks=0).plan(12, 0, stochastic=True)
+    standard = Robustness((Linf(0.01),), "autoattack", curve=0, checks=0).plan(12, stochastic=True)
     assert [trial.name for trial in standard.trials] == ["clean", "linf/apgd-ce", "linf/apgd-dlr"]
     assert all(trial.attack.eot == DRAWS for trial in standard.trials[1:])
 

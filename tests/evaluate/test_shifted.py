@@ -11,10 +11,11 @@ from torch import nn
 
 from robust_train.data.shifts import ImageNet, shifts
 from robust_train.evaluate.report import wilson
-from robust_train.evaluate.shifts import Kept, Portion, Shifts, judge, preprocessing
+from robust_train.evaluate.shifts import Shifts, preprocessing
+from robust_train.evaluate.store import Store
+from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed.noise import KeyedNoise
 from robust_train.models.network import Network
-from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 from tests.data.miniature import SYNSETS, A, Oracle, ranking, write_images, write_labels
 
@@ -30,8 +31,8 @@ def one(name: str, folder: str, labels: str, **fields):
 
 
 def compare(network, wanted, imagenet=None, **portion):
-    sets = Shifts(tuple(wanted), imagenet)
-    return sets.shifted(dict(judge(network, sets, Portion(**portion), Place(), {})))
+    sets = Shifts(tuple(wanted), imagenet, **portion)
+    return sets.report(evaluate(sets, {"": network}, sets.wanted[0])).result
 
 
 def shifted(network, shift, **portion):
@@ -89,7 +90,7 @@ def test_neither_chunk_nor_mode_decides_and_the_mode_is_given_back(tmp_path, lab
 
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="images=0 must be at least 1"):
-        Portion(images=0)
+        Shifts((), images=0)
 
 
 def test_a_set_is_given_once(tmp_path, labels):
@@ -113,13 +114,14 @@ class Coin(nn.Module):
 def test_a_piece_is_a_function_of_the_set_alone_for_a_noisy_network_too(tmp_path, labels):
     """Two processes, other chunks, a second start: the same verdict on each image."""
     folder = write_images(tmp_path, {f"{SYNSETS[1]}/{level:02}.png": level for level in range(40)})
-    sets, network = Shifts((one("imagenet-a", folder, labels),)), Network(Coin(), 12)
+    shift, networks = one("imagenet-a", folder, labels), {"": Network(Coin(), 12)}
 
-    def verdicts(chunk, world=1, done=None):
-        found = dict(done or {})
-        for rank in range(world):
-            found |= dict(judge(network, sets, Portion(chunk), Place(rank, world), found))
-        return torch.cat([found[at] for at in sorted(found)])
+    def verdicts(chunk, world=1):
+        def deal(task, jobs):
+            for rank in reversed(range(world)):
+                yield from work(networks, None, task, jobs[rank::world], "cpu")
+
+        return evaluate(Shifts((shift,), chunk=chunk), networks, shift, deal=deal)["imagenet-a"]["right"]
 
     whole = verdicts(40)
     assert 8 < int(whole.sum()) < 32  # a coin
@@ -134,20 +136,27 @@ def test_what_was_judged_is_kept_set_by_set_and_not_judged_again(tmp_path, label
     network, seen = Oracle([ranking(1)] * 3 + [ranking(7, 5)] * 2), []
     network.register_forward_hook(lambda module, images, out: seen.append(len(out)))
 
+    class Killed(Exception):
+        pass
+
     def start(names, pieces=99, **portion):
-        sets = Shifts(tuple(one(f"imagenet-{name}", str(tmp_path / name), labels) for name in names))
-        kept = Kept(tmp_path / "kept", {"weights": "w"}, sets, Portion(**portion))
+        sets = Shifts(tuple(one(f"imagenet-{name}", str(tmp_path / name), labels) for name in names), **portion)
+        store, told = Store(tmp_path / "kept", {"": "w"}), []
         seen.clear()
-        there = kept.resume()
-        for at, found in judge(network, sets, Portion(**portion), Place(), kept.done):
-            kept.put(at, found)
-            pieces -= 1
-            if not pieces:
-                return there, kept, None
-        return there, kept, sets.shifted(kept.done)
+
+        def tell(*said):
+            told.append(said)
+            if len(told) == pieces:
+                raise Killed
+
+        try:
+            found = evaluate(sets, {"": network}, sets.wanted[0], store=store, tell=tell)
+        except Killed:
+            return store.resumed, store, None
+        return store.resumed, store, sets.report(found).result
 
     there, kept, _ = start("a", 1, chunk=2)
-    assert (there, seen, kept.share, kept.standing("imagenet-a")) == (0, [2], 2 / 5, "100.0% of 2")
+    assert (there, seen, kept.share, kept.standing) == (0, [2], 2 / 5, "imagenet-a 100.0% of 2")
     there, _, (a, r) = start("ar", chunk=2)
     assert (there, seen) == (1, [2, 1, 2, 2, 1])
     assert (a.figure.right, r.figure.right) == (3, 2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust_train.attacks.deepfool import DeepFool
 from robust_train.attacks.pgd import PGD
+from robust_train.evaluate.store import Store
 from robust_train.evaluate.transferability import (
     AMPLIFIED,
     AMPLIFIED_NOISE,
@@ -22,7 +23,7 @@ from robust_train.evaluate.transferability import (
     Unbounded,
     alike,
 )
-from robust_train.evaluate.work import Store
+from robust_train.evaluate.work import evaluate
 from robust_train.nouns import Batch, Place
 from robust_train.read.errors import ConfigError
 from robust_train.threats.l2 import L2
@@ -67,8 +68,14 @@ class Grey:
         with torch.no_grad():
             self.targets = Half(0)(self.images).argmax(1) ^ (torch.arange(COUNT) % 10 == 0).long()
 
+    def contents(self):
+        return {"images": self.images, "targets": self.targets}
+
+    def validation_size(self) -> int:
+        return COUNT
+
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None):
-        for rows in torch.arange(min(limit or COUNT, COUNT)).split(chunk):
+        for rows in torch.arange(min(limit or COUNT, COUNT)).split(chunk)[place.rank :: place.world]:
             yield Batch(self.images[rows], self.targets[rows], rows, rows)
 
 
@@ -179,11 +186,6 @@ def test_chunks_change_nothing(matrix):
 def test_what_is_kept_is_not_made_again(tmp_path, matrix):
     tried = Transferability(ONE_STEP, amplify=0.1, chunk=150)
 
-    def store(plan) -> Store:
-        kept = Store(tmp_path, {"networks": list(NETWORKS)}, plan)
-        kept.resume()
-        return kept
-
     made: list[str] = []
 
     @dataclass(frozen=True)
@@ -193,12 +195,17 @@ def test_what_is_kept_is_not_made_again(tmp_path, matrix):
             return super().__call__(network, images, targets, key, goal)
 
     counted = replace(tried, attack=Counted(L2(EPS), 1, 2 * EPS, start="zero"))
-    first = counted(NETWORKS, Grey(), store=store)
+    prints = {name: name for name in NETWORKS}
+
+    def found() -> Matrix:
+        return counted.report(evaluate(counted, NETWORKS, Grey(), store=Store(tmp_path, prints))).result
+
+    first = found()
     assert len(made) == 9, "three chunks of three networks"
     assert first.cells == matrix.cells
-    next(tmp_path.rglob("00001-2_found-*.safetensors")).unlink()
-    assert counted(NETWORKS, Grey(), store=store) == first
-    assert len(made) == 10
+    next(tmp_path.rglob("00001.safetensors")).unlink()
+    assert found() == first
+    assert len(made) == 12
 
 
 def test_a_network_that_nothing_fools_has_no_rates():

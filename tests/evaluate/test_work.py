@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.pgd import PGD
+from robust_train.evaluate.columns import Columns
+from robust_train.evaluate.robustness import Robustness, Tried
+from robust_train.evaluate.store import Store
 from robust_train.evaluate.trial import CLEAN, Trial, tried
-from robust_train.evaluate.work import Found, Piece, Plan, Store, work
+from robust_train.evaluate.verdicts import pictured
+from robust_train.evaluate.work import Task, evaluate, work
 from robust_train.keyed import Key
-from robust_train.nouns import Place
+from robust_train.nouns import Batch, Evaluator, Piece, Place
 from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
 
@@ -25,137 +31,224 @@ TRIALS = (
     Trial("linf/apgd-ce", APGD(BALL, 10), (CLEAN, "linf/pgd3"), "linf"),
     Trial("linf/check/first", PGD(BALL, 1, 0.1), (CLEAN,), "linf", "check", images=50),
 )
-PLAN = Plan(TRIALS, classes=2, chunk=40, seed=5)
 
 
-class Dealt(Middling):
-    """Chunk i goes to rank i mod world, as shards deal them."""
+@dataclass(frozen=True)
+class Trials(Robustness):
+    """Robustness by trials that are told."""
 
-    def validation_batches(self, place, chunk, limit=None):
-        yield from (
-            b for n, b in enumerate(super().validation_batches(place, chunk, limit)) if n % place.world == place.rank
-        )
+    trials: tuple[Trial, ...] = TRIALS
+
+    harmless = (*Robustness.harmless, "trials")
+
+    def pieces(self, networks, data, found) -> tuple[Piece, ...]:
+        return tuple(Piece(one.name, Tried(one, 1), one.after, images=one.images) for one in self.trials)
 
 
-def pieces(place: Place = Place(), done: dict[Piece, Found] | None = None, plan: Plan = PLAN) -> dict[Piece, Found]:
-    return dict(work(Linear(), Dealt(), plan, place, done or {}))
+PLAN = Trials((BALL,), chunk=40)
+NETWORKS = {"linear": Linear()}
+PRINTS = {"linear": "a"}
+PIECES = 3 * 6 + 2  # three on all chunks of 40 of 203 images, and one on the first 50 images
 
 
-def same(one: dict[Piece, Found], other: dict[Piece, Found]) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(a.nan_to_num(-9), b.nan_to_num(-9))
-        for at in one
-        for a, b in zip(one[at].tensors().values(), other[at].tensors().values(), strict=True)
+class Counted:
+    """Whose pieces were judged, one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        judge = Robustness.judge
+
+        def counted(evaluator, networks, batch, piece, before, key):
+            self.names.append(piece.name)
+            return judge(evaluator, networks, batch, piece, before, key)
+
+        monkeypatch.setattr(Robustness, "judge", counted)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return Counted(monkeypatch).names
+
+
+def found(plan: Robustness = PLAN, seed: int = 5, store: Store | None = None, **given) -> Columns:
+    return evaluate(plan, NETWORKS, Middling(), seed, store=store, **given)
+
+
+def same(one: Columns, other: Columns) -> bool:
+    return list(one) == list(other) and all(
+        torch.equal(one[name][key].nan_to_num(-9), other[name][key].nan_to_num(-9)) for name in one for key in one[name]
     )
 
 
 def test_any_number_of_devices_finds_the_same_to_the_bit() -> None:
-    whole = pieces()
-    assert {number for number, _ in whole} == set(range(6))
+    whole = found()
+    assert len(list(whole.chunks(CLEAN))) == 6
     for world in (2, 3, 8):
-        parts: dict[Piece, Found] = {}
-        for rank in range(world):
-            parts |= pieces(Place(rank, world))
-        assert same(whole, parts)
+
+        def deal(task: Task, jobs, world=world) -> Iterator:
+            for rank in reversed(range(world)):
+                yield from work(NETWORKS, Middling(), task, jobs[rank::world], "cpu")
+
+        assert same(whole, found(deal=deal))
 
 
 def test_a_later_attack_sees_only_what_stands_and_a_check_only_the_first_images() -> None:
-    store = Store(None, {}, PLAN)
-    for at, found in pieces().items():
-        store.put(at, found)
-    verdicts = store.verdicts()
+    columns = found()
     radius = Linear().radius(Middling().images, Middling().targets)
-    clean, weak, strong, check = (verdicts.columns[trial.name] for trial in TRIALS)
-    assert torch.equal(clean.right, (radius > 0).float())
-    assert torch.equal(strong.right, (radius > 0.1).float())
-    assert not bool((weak.stands & ~clean.stands).any() or (strong.stands & ~weak.stands).any())
-    assert torch.equal(strong.margin.isnan(), ~weak.stands)
-    assert torch.equal(strong.steps >= 0, weak.stands)
-    assert len(check.right) == 50
-    assert float(strong.distance.nan_to_num(0).max()) <= 0.1 * (1 + 1e-5)
-    assert verdicts.sample.tolist() == list(range(203))
-    table = verdicts.per_class([clean.right, strong.right], 2)
-    assert [row[0] for row in table] == torch.bincount(verdicts.labels).tolist()
-    assert sum(row[2] for row in table) == float(strong.right.sum())
+    clean, weak, strong, check = (columns[trial.name] for trial in TRIALS)
+    assert torch.equal(clean["right"], (radius > 0).float())
+    assert torch.equal(strong["right"], (radius > 0.1).float())
+    assert not bool(((weak["right"] > clean["right"]) | (strong["right"] > weak["right"])).any())
+    assert torch.equal(strong["margin"].isnan(), weak["right"] == 0)
+    assert torch.equal(strong["steps"] >= 0, weak["right"] == 1)
+    assert len(check["right"]) == 50
+    assert float(strong["distance"].nan_to_num(0).max()) <= 0.1 * (1 + 1e-5)
+    sample, labels = columns.rows()
+    assert sample.tolist() == list(range(203))
+    assert torch.equal(labels, Middling().targets)
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_report(tmp_path: Path) -> None:
-    """Pieces are files, whole or absent: what a kill left is read, the rest is made, to the bits of one go."""
-    whole = pieces()
-    for cut in (0, 1, 7, len(whole) - 1):
-        folder = tmp_path / str(cut)
-        store = Store(folder, {"weights": "a"}, PLAN)
-        for number, (at, found) in enumerate(work(Linear(), Dealt(), PLAN, Place(), store.done)):
-            if number == cut:
-                break
-            store.put(at, found)
-        again = Store(folder, {"weights": "a"}, PLAN)
-        assert again.resume() == cut
-        made = pieces(done=again.done)
-        assert len(made) == len(whole) - cut
-        assert same(whole, {**again.done, **made})
+class Killed(Exception):
+    pass
 
 
-def test_another_network_plan_or_version_starts_anew(tmp_path: Path) -> None:
-    store = Store(tmp_path, {"weights": "a"}, PLAN)
-    store.put((0, CLEAN), pieces()[0, CLEAN])
-    assert Store(tmp_path, {"weights": "a"}, PLAN).resume() == 1
-    assert Store(tmp_path, {"weights": "b"}, PLAN).resume() == 0
+def test_killed_anywhere_it_goes_on_to_the_same_columns(tmp_path: Path, judged: list[str]) -> None:
+    """Chunks are files, whole or absent: what a kill left is read, the rest is made, to the bits of one go."""
+    whole = found()
+    assert len(judged) == PIECES
+    for cut in (1, 7, PIECES - 1):
+        told: list[float] = []
+
+        def tell(now: str, share: float, so_far: str, told=told, cut=cut) -> None:
+            told.append(share)
+            if len(told) == cut:
+                raise Killed
+
+        with pytest.raises(Killed):
+            found(store=Store(tmp_path / str(cut), PRINTS), tell=tell)
+        assert told == sorted(told)
+        judged.clear()
+        again = Store(tmp_path / str(cut), PRINTS)
+        assert same(whole, found(store=again))
+        assert again.resumed == cut
+        assert len(judged) == PIECES - cut
+        assert again.share == 1
+
+
+def test_nothing_is_decoded_again_when_all_is_there_and_of_what_lacks_only_its_chunk(
+    tmp_path: Path, monkeypatch
+) -> None:
+    read: list[int] = []
+    batches = Middling.validation_batches
+
+    def counted(self, place, chunk, limit=None):
+        for batch in batches(self, place, chunk, limit):
+            read.append(int(batch.position[0]) // chunk)
+            yield batch
+
+    monkeypatch.setattr(Middling, "validation_batches", counted)
+    store = Store(tmp_path, PRINTS)
+    found(store=store)
+    assert read == list(range(6))
+    read.clear()
+    found(store=Store(tmp_path, PRINTS))
+    assert read == []
+    for number in (1, 4):
+        (store.home() / f"{number:05d}.safetensors").unlink()
+    found(store=Store(tmp_path, PRINTS))
+    assert read == [1, 4]
+
+
+def test_another_network_starts_anew(tmp_path: Path) -> None:
+    found(store=Store(tmp_path, PRINTS))
+    for prints, there in ((PRINTS, PIECES), ({"linear": "b"}, 0), ({"renamed": "a"}, PIECES)):
+        store = Store(tmp_path, prints)
+        evaluate(PLAN, {name: Linear() for name in prints}, Middling(), 5, store=store)
+        assert store.resumed == there
 
 
 def test_another_plan_takes_what_it_has_in_common(tmp_path: Path) -> None:
     """An attack more, or more images: pieces whose attack, chain and images are the same are not made again."""
-    store = Store(tmp_path, {}, replace(PLAN, trials=TRIALS[:2], images=100))
-    for at, found in pieces(plan=store.plan).items():
-        store.put(at, found)
-    assert len(store.done) == 6
-    assert Store(tmp_path, {}, replace(PLAN, images=100)).resume() == 6, "an attack more"
-    assert Store(tmp_path, {}, PLAN).resume() == 4, "all images: the third chunk was cut, and is made again"
+
+    def resumed(plan: Trials, seed: int = 5) -> int:
+        store = Store(tmp_path, PRINTS)
+        found(plan, seed, store)
+        return store.resumed
+
+    assert resumed(replace(PLAN, trials=TRIALS[:2], images=100)) == 0
+    assert resumed(replace(PLAN, images=100)) == 6, "an attack more"
+    assert resumed(PLAN) == 2 * 3 + 2, "all images: the third chunk was cut, and is made again; the check is there"
     stronger = replace(TRIALS[1], attack=PGD(BALL, 4, 0.02))
-    assert Store(tmp_path, {}, replace(PLAN, trials=(CLEANLY, stronger))).resume() == 2, "another attack: clean pieces"
-    assert Store(tmp_path, {}, replace(PLAN, seed=6)).resume() == 0
+    assert resumed(replace(PLAN, trials=(CLEANLY, stronger))) == 6, "another attack: clean pieces"
+    after = (CLEANLY, stronger, TRIALS[2])
+    assert resumed(replace(PLAN, trials=after)) == 12, "and what comes after another attack is made again"
+    assert resumed(PLAN, seed=6) == 0
+    assert resumed(replace(PLAN, chunk=39)) == 0
+    assert resumed(PLAN) == PIECES, "nothing took another's place"
 
 
-def test_a_damaged_piece_is_made_again(tmp_path: Path) -> None:
-    store = Store(tmp_path, {}, PLAN)
-    for at in ((0, CLEAN), (1, CLEAN)):
-        store.put(at, pieces()[at])
-    assert store.folder is not None
-    broken = next(store.folder.glob("00001-*.safetensors"))
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, PRINTS)
+    found(store=store)
+    broken = store.home() / "00002.safetensors"
     broken.write_bytes(broken.read_bytes()[:50])
-    again = Store(tmp_path, {}, PLAN)
-    assert again.resume() == 1
-    assert not broken.exists()
+    again = Store(tmp_path, PRINTS)
+    found(store=again)
+    assert again.resumed == PIECES - 3
+
+
+def test_fifty_thousand_images_take_little_room_and_no_pictures(tmp_path: Path) -> None:
+    """Of a chunk: 16 bytes an image and trial, and what names them; of pictures a few for each attack."""
+    store = Store(tmp_path, PRINTS)
+    found(store=store)
+    size = (store.home() / "00000.safetensors").stat().st_size
+    assert size < 16 * 40 * 4 + 16 * 40 + 4096
+    assert {len(store.pictures(name)["picture/order"]) for name in ("linf/pgd3", "linf/apgd-ce")} <= set(range(9))
+    assert not store.pictures(CLEAN)
 
 
 def test_chunks_change_no_verdict() -> None:
     """Rows are keyed by their sample: what an image meets does not depend on its neighbours."""
-    columns = []
-    for chunk in (203, 40, 7):
-        store = Store(None, {}, PLAN)
-        for at, found in pieces(plan=replace(PLAN, chunk=chunk)).items():
-            store.put(at, found)
-        columns.append(store.verdicts().columns["linf/apgd-ce"].right)
+    columns = [found(replace(PLAN, chunk=chunk))["linf/apgd-ce"]["right"] for chunk in (203, 40, 7)]
     assert torch.equal(columns[0], columns[1])
     assert torch.equal(columns[0], columns[2])
 
 
 def test_pictures_show_the_most_confidently_wrong_and_the_nearest_to_fall() -> None:
-    (found,) = (f for (number, name), f in pieces(plan=replace(PLAN, chunk=203)).items() if name == "linf/pgd3")
-    margin, stands = found.column.margin, found.column.stands
-    fallen = (~stands & ~margin.isnan()).nonzero().flatten()
-    assert found.shown[:2].tolist() == fallen[margin[fallen].argsort()][:2].tolist()
-    held = stands.nonzero().flatten()
-    assert found.shown[2:].tolist() == held[margin[held].argsort()][:2].tolist()
-    clean, attacked = found.pixels.float() / 255
-    assert float((clean - attacked).abs().max()) <= 0.1 + 1 / 255
+    (batch,) = Middling().validation_batches(Place(), 203)
+    column, points = tried(Linear(), batch, TRIALS[1], [], Key(5))
+    shown = pictured(column, batch.images, points, batch.sample, batch.targets)
+    fallen = (~column.stands & ~column.margin.isnan()).nonzero().flatten()
+    assert shown["sample"][:2].tolist() == fallen[column.margin[fallen].argsort()][:2].tolist()
+    held = column.stands.nonzero().flatten()
+    assert shown["sample"][2:].tolist() == held[column.margin[held].argsort()][:2].tolist()
+    assert shown["kind"].tolist() == [0, 0, 1, 1]
+    clean, attacked = shown["pixels"].float().unbind(1)
+    assert float((clean - attacked).abs().max()) / 255 <= 0.1 + 1 / 255
 
 
-@pytest.mark.parametrize("key", [Key(5), Key(6)])
-def test_the_seed_decides_the_draws(key: Key) -> None:
-    one = pieces(plan=replace(PLAN, seed=key.seed))
-    assert same(one, pieces(plan=replace(PLAN, seed=key.seed)))
-    assert same(one, pieces()) == (key.seed == 5)
+def test_of_all_chunks_those_are_kept_that_are_shown_first(tmp_path: Path) -> None:
+    """In whatever order the chunks come; and what an earlier start left competes."""
+    whole = found().pictures("linf/pgd3")
+    for kind in (0, 1):
+        order = whole["order"][whole["kind"] == kind]
+        assert len(order) == 4
+        assert order.tolist() == sorted(order.tolist())
+
+    def backwards(task: Task, jobs) -> Iterator:
+        for job in reversed(jobs):
+            yield from work(NETWORKS, Middling(), task, [job], "cpu")
+
+    found(replace(PLAN, images=120), store=Store(tmp_path, PRINTS), deal=backwards)
+    again = found(store=Store(tmp_path, PRINTS), deal=backwards).pictures("linf/pgd3")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_the_seed_decides_the_draws(seed: int) -> None:
+    one = found(seed=seed)
+    assert same(one, found(seed=seed))
+    assert same(one, found()) == (seed == 5)
 
 
 def test_draws_follow_the_sample_and_not_its_place() -> None:
@@ -167,3 +260,74 @@ def test_draws_follow_the_sample_and_not_its_place() -> None:
     points = [tried(Linear(), one, trial, [], Key(5))[1] for one in (batch, elsewhere, other)]
     assert torch.equal(points[0], points[1])
     assert not torch.equal(points[0], points[2])
+
+
+# -- pieces that need others ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted(Evaluator):
+    """Least squares of the labels on the pixels over all chunks, then its residual on each: sums of squares."""
+
+    chunk: int = 40
+    images: int | None = None
+    made: tuple[list[str], ...] = ()
+
+    harmless = ("made", "images")
+
+    def pieces(self, networks, data, found) -> list[Piece]:
+        return [
+            Piece("pixels", kept=False, networks=()),
+            Piece("moments", needs=("pixels",), networks=()),
+            Piece("fit", needs=("moments",), whole=True, networks=()),
+            Piece("residual", needs=("pixels", "fit"), networks=()),
+        ]
+
+    def judge(self, networks, batch: Batch, piece: Piece, before, key) -> dict[str, Tensor]:
+        for names in self.made:
+            names.append(piece.name)
+        if piece.name == "pixels":
+            return {"x": batch.images.flatten(1).double()[:, :10], "y": batch.targets.double()}
+        if piece.name == "moments":
+            x, y = before["pixels"]["x"], before["pixels"]["y"]
+            return {"xx": (x.T @ x)[None], "xy": (x.T @ y)[None]}
+        if piece.name == "fit":
+            return {"w": torch.linalg.solve(before["moments"]["xx"].sum(0), before["moments"]["xy"].sum(0))}
+        return {"r": before["pixels"]["y"] - before["pixels"]["x"] @ before["fit"]["w"]}
+
+    def report(self, found: Columns) -> Tensor:
+        return found["residual"]["r"]
+
+
+@pytest.mark.parametrize("broken", [(), tuple(range(80, 120))])
+def test_a_fit_over_all_chunks_is_needed_by_what_comes_after_it_and_made_once(tmp_path: Path, broken) -> None:
+    """A chunk without a sound image is part of nothing."""
+    data = Middling(203, broken)
+    whole = torch.tensor([n for n in range(203) if n not in broken])
+    x, y = data.images.flatten(1).double()[whole, :10], data.targets.double()[whole]
+    expected = y - x @ torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    names: list[str] = []
+    fitted = Fitted(made=(names,))
+    sound = 6 if not broken else 5
+    for count in ({"pixels": 2 * sound, "moments": sound, "fit": 1, "residual": sound}, {}):
+        names.clear()
+        found = evaluate(fitted, {}, data, store=Store(tmp_path))
+        assert torch.allclose(fitted.report(found), expected)
+        assert {name: names.count(name) for name in set(names)} == count
+
+
+def test_a_piece_that_needs_what_is_not_before_it_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Astray(Fitted):
+        def pieces(self, networks, data, found) -> list[Piece]:
+            return [Piece("a", needs=("b",)), Piece("b")]
+
+    @dataclass(frozen=True)
+    class Unkept(Fitted):
+        def pieces(self, networks, data, found) -> list[Piece]:
+            return [Piece("a", kept=False), Piece("b", needs=("a",), whole=True)]
+
+    with pytest.raises(ValueError, match="piece a needs b, which is no piece before it"):
+        evaluate(Astray(), {}, Middling())
+    with pytest.raises(ValueError, match="piece b is whole: all that it needs is kept"):
+        evaluate(Unkept(), {}, Middling())

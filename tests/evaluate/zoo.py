@@ -22,6 +22,9 @@ class Labelled:
     targets: Tensor
     classes: int = CLASSES
 
+    def validation_size(self) -> int:
+        return len(self.images)
+
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         for number, rows in enumerate(torch.arange(min(limit or len(self.images), len(self.images))).split(chunk)):
             if number % place.world == place.rank:

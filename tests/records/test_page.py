@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from robust_train.attacks.pgd import PGD
 from robust_train.evaluate.trial import CLEAN, Column, Trial
-from robust_train.evaluate.work import Found, Plan, Verdicts
+from robust_train.evaluate.verdicts import Plan, Verdicts
 from robust_train.records import pictures
 from robust_train.records.exhibits import draw
 from robust_train.records.exhibits import exhibits as chosen
@@ -237,24 +237,27 @@ def test_those_shown_are_the_most_wrong_and_of_the_standing_those_that_any_attac
     columns = {CLEAN: column([1, 1, 1, 0, 1], [3, 3, 3, -3, 3]), "linf/a": first, "linf/b": second}
     sample, labels = torch.arange(10, 15), torch.tensor([0, 1, 2, 0, 1])
 
-    def piece(one: Column, rows: list[int], grey: int) -> Found:
-        pixels = torch.full((2, len(rows), 1, 4, 4), grey, dtype=torch.uint8)
-        return Found(sample, labels, one, torch.tensor(rows), pixels)
+    def pictures(one: Column, rows: list[int], grey: int) -> dict[str, torch.Tensor]:
+        kept = torch.tensor(rows)
+        images = torch.full((len(rows), 2, 1, 4, 4), grey, dtype=torch.uint8)
+        kind = torch.where(one.stands[kept], 1, 0)
+        told = {"pixels": images, "order": one.margin[kept], "kind": kind, "distance": one.distance[kept]}
+        return {**told, "sample": sample[kept], "label": labels[kept]}
 
-    pieces = {"linf/a": [piece(first, [0, 1, 2, 4], 1)], "linf/b": [piece(second, [1, 2, 4], 2)]}
+    shown_of = {"linf/a": pictures(first, [0, 1, 2, 4], 1), "linf/b": pictures(second, [1, 2, 4], 2)}
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    shown = chosen(network, Verdicts(sample, labels, columns, pieces), Plan(trials, 3, 5))
+    shown = chosen(network, Verdicts(sample, labels, columns, shown_of), Plan(trials, 3))
     seen = [(one.sample, one.fallen, round(one.margin, 3), int(one.pixels[1, 0, 0, 0])) for one in shown]
     assert seen == [(10, True, -2.0, 1), (11, True, -1.0, 2), (14, False, 0.2, 2), (12, False, 0.3, 1)]
     assert [one.label for one in shown] == [0, 1, 1, 2]
     expected = network(torch.full((2, 1, 4, 4), 1 / 255)).detach()
     # 16 products and a bias of at most 1/4 each, added in whatever order: 17 roundings of at most eps/2 of their sum
     assert_close(shown[0].logits, expected, rtol=0, atol=17 * torch.finfo().eps * (1 / 4 + 16 / 4 / 255))
-    fewer = chosen(network, Verdicts(sample, labels, columns, pieces), Plan(trials, 3, 5), each=1)
+    fewer = chosen(network, Verdicts(sample, labels, columns, shown_of), Plan(trials, 3), each=1)
     assert [one.sample for one in fewer] == [10, 14]
     # where the point that felled 11 was not kept, the one before is none that did
-    pieces["linf/b"] = [piece(second, [2, 4], 2)]
-    shown = chosen(network, Verdicts(sample, labels, columns, pieces), Plan(trials, 3, 5))
+    shown_of["linf/b"] = pictures(second, [2, 4], 2)
+    shown = chosen(network, Verdicts(sample, labels, columns, shown_of), Plan(trials, 3))
     assert [one.sample for one in shown] == [10, 14, 12]
 
 

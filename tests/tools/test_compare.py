@@ -40,7 +40,14 @@ def report(folder: Path, name: str, robust: int = 20, **changed: Any) -> Path:
     tree = {
         "model": name,
         "weights": f"{name}/weights",
-        "identity": {"weights": name, "data": {"val.tar": changed.get("data", "d" * 64)}},
+        "identity": {
+            "weights": name,
+            "data": {"val.tar": changed.get("data", "d" * 64)},
+            "prepared": {"crop": changed.get("crop", 0.875)},
+            **({"listed": changed["listed"]} if "listed" in changed else {}),
+        },
+        "noise": changed.get("noise"),
+        "evaluation": {"chunk": changed.get("chunk", 256)},
         "images": images,
         "figures": [clean, held],
         "curves": [[clean, {**held, "attack": pgd(eps)}]],
@@ -211,3 +218,22 @@ def test_two_evaluations_of_one_network_are_alike_in_every_image(small_run, tmp_
     assert len(rows) == len(tree["figures"])
     for row in rows:
         assert row["cells"][1]["pair"] == {"lost": 0, "gained": 0, "p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"crop": 0.95}, ("prepared.crop 0.875", "prepared.crop 0.95")),
+        ({"listed": "e" * 64}, ("no list", f"list {'e' * 64}")),
+        ({"noise": "off"}, ("noise drawn", "noise off")),
+        ({"chunk": 100}, ("chunk 256", "chunk 100")),
+    ],
+)
+def test_figures_of_another_crop_list_noise_or_chunk_stand_in_rows_that_say_so(tmp_path, other, said):
+    rows = compared(report(tmp_path, "a"), report(tmp_path, "b", **other), tmp_path=tmp_path)
+    assert tuple(row["differs"] for row in rows) == said
+
+
+def test_a_network_without_noise_stands_beside_one_whose_noise_was_drawn(tmp_path):
+    (row,) = compared(report(tmp_path, "a"), report(tmp_path, "b", noise="drawn"), tmp_path=tmp_path)
+    assert row["differs"] == ""

@@ -162,7 +162,7 @@ def test_an_ensemble_is_judged_as_a_checkpoint_is_and_its_report_lies_beside_its
     assert str(path) in (study / "both" / "eval.html").read_text(encoding="utf-8")
     capsys.readouterr()
     tools_eval.main([str(path), *ATTACK])
-    assert "going on: 4 pieces" in capsys.readouterr().err
+    assert "going on: 5 pieces" in capsys.readouterr().err
 
 
 def test_its_identity_is_that_of_its_file_and_of_every_member(study):

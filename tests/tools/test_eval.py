@@ -188,22 +188,22 @@ def test_the_same_command_again_makes_nothing_anew(small_run, tmp_path, capsys, 
     """Each piece is kept below the run's eval folder; what is asked for again is read, to the same report."""
     import shutil
 
-    from robust_train.evaluate import work
+    from robust_train.evaluate import robustness
 
     folder = shutil.copytree(small_run.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     words = [str(folder), *QUICK, "--curve", "1", "--chunk", "16", "--json", str(tmp_path / "a.json")]
     made = []
-    piece = work.piece
-    monkeypatch.setattr(work, "piece", lambda *given: made.append(1) or piece(*given))
+    tried = robustness.tried
+    monkeypatch.setattr(robustness, "tried", lambda *given: made.append(1) or tried(*given))
     main(words)
     first, count = json.loads((tmp_path / "a.json").read_text(encoding="utf-8")), len(made)
     assert count == 9, "three chunks, each clean, attacked, and at the curve's one point"
-    next((folder / "eval").rglob("00001-linf_pgd2-*.safetensors")).unlink()
+    next((folder / "eval").rglob("00001.safetensors")).unlink()
     main(words)
     again = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
-    assert len(made) == count + 1
-    assert "going on: 8 pieces" in capsys.readouterr().err
-    assert again["notes"] == [*first["notes"], "8 pieces were made by an earlier start: the seconds are of this one"]
+    assert len(made) == count + 3
+    assert "going on: 7 pieces" in capsys.readouterr().err, "the look, and two chunks of three"
+    assert again["notes"] == [*first["notes"], "7 pieces were made by an earlier start: the seconds are of this one"]
     assert {**again, "seconds": 0, "notes": []} == {**first, "seconds": 0, "notes": []}
 
 
@@ -240,7 +240,7 @@ def test_two_devices_of_a_ray_cluster_give_one_devices_report(small_run, tmp_pat
         kept.append({path.name: load_file(path) for path in sorted((folder / "eval").rglob("*.safetensors"))})
     one, two = kept
     assert one.keys() == two.keys()
-    assert len(one) == 6
+    assert len(one) == 4, "three chunks, and the pictures of one attack"
     for name, tensors in one.items():
         assert all(torch.equal(tensor.nan_to_num(-9), two[name][key].nan_to_num(-9)) for key, tensor in tensors.items())
 

@@ -15,6 +15,8 @@ from robust_train.data.corruptions import SEVERITIES
 from robust_train.evaluate import corruption_work
 from robust_train.evaluate.corruptions import Robustness, corrupted
 from robust_train.evaluate.report import wilson
+from robust_train.evaluate.store import Store
+from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.subject import Subject
@@ -39,10 +41,13 @@ def folder(small_run: Path, tmp_path: Path) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The name of each piece that is made from now on."""
     made: list[str] = []
-    one = corruption_work.Course._right
-    monkeypatch.setattr(
-        corruption_work.Course, "_right", lambda self, n, b, name, key: made.append(name) or one(self, n, b, name, key)
-    )
+    one = corruption_work.Course.judge
+
+    def judge(self, networks, batch, piece, before, key):
+        made.extend([piece.name] if piece.kept else [])
+        return one(self, networks, batch, piece, before, key)
+
+    monkeypatch.setattr(corruption_work.Course, "judge", judge)
     return made
 
 
@@ -76,17 +81,18 @@ def test_killed_anywhere_it_goes_on_to_the_same_report(folder, counted, monkeypa
     names = "brightness,contrast"
     whole = judged(shutil.copytree(folder, folder.parent / "other" / "run"), names=names)
     assert len(counted) == 33
-    put = corruption_work.Kept.put
+    put, kept = Store.put, []
 
-    def killed(self, at, found):
-        if len(self.done) == 17:
+    def killed(self, number, name, tensors):
+        kept.extend([] if name.startswith("rows") else [name])
+        if len(kept) == 18:
             raise RuntimeError("killed")
-        put(self, at, found)
+        put(self, number, name, tensors)
 
-    monkeypatch.setattr(corruption_work.Kept, "put", killed)
+    monkeypatch.setattr(Store, "put", killed)
     with pytest.raises(RuntimeError, match="killed"):
         judged(folder, names=names)
-    monkeypatch.setattr(corruption_work.Kept, "put", put)
+    monkeypatch.setattr(Store, "put", put)
     counted.clear()
     again = judged(folder, names=names)
     assert len(counted) == 33 - 17
@@ -97,11 +103,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_report(folder, counted, monkeypa
 def test_what_is_there_is_taken_and_a_damaged_piece_is_made_again(folder, counted):
     first = judged(folder, names="contrast")
     assert len(counted) == 3 * 6
-    broken = next((folder / "eval").rglob("00001-contrast-3-16.safetensors"))
+    broken = next((folder / "eval").rglob("00001.safetensors"))
     broken.write_bytes(broken.read_bytes()[:20])
     counted.clear()
     second = judged(folder, names="contrast,brightness")
-    assert sorted(counted) == sorted(["contrast/3", *(f"brightness/{s}" for s in SEVERITIES for _ in range(3))])
+    again = ["clean", *(f"contrast/{s}" for s in SEVERITIES)]
+    assert sorted(counted) == sorted([*again, *(f"brightness/{s}" for s in SEVERITIES for _ in range(3))])
     assert [cell for cell in second["cells"] if cell["corruption"] == "contrast"] == first["cells"]
     counted.clear()
     judged(folder, "--images", "48", names="contrast")
@@ -116,14 +123,13 @@ def test_neither_chunk_nor_rank_changes_a_verdict(folder):
     names = ("shot_noise", "brightness")
 
     def of(chunk: int, world: int) -> dict[str, torch.Tensor]:
-        course = corruption_work.Course(names, chunk, images=40, seed=3)
-        done = {}
-        for rank in range(world):
-            done |= dict(corruption_work.judge(network, data, course, Place(rank, world), {}))
-        assert done.keys() == dict(course.pieces(data)).keys()
-        return {
-            name: torch.cat([done[at] for at in sorted(done) if at[1] == name]) for name in ("clean", *course.cells)
-        }
+        def deal(task, jobs):
+            for rank in reversed(range(world)):
+                yield from work({"": network}, data, task, jobs[rank::world], "cpu")
+
+        course = corruption_work.Course(names, chunk, images=40)
+        found = evaluate(course, {"": network}, data, seed=3, deal=deal)
+        return {name: found[name]["right"] for name in ("clean", *course.cells)}
 
     whole = of(40, 1)
     for chunk, world in ((16, 1), (7, 3)):
