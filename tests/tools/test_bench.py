@@ -46,12 +46,12 @@ def test_a_front_end_is_measured_beside_the_stem_it_replaces() -> None:
 
 
 def test_the_banks_that_are_compared_are_the_same_kernels() -> None:
-    block = Run.load(MEMBER, FRONT).network.edits[0].build((3, 32, 32), 8).block
-    images = torch.rand(2, 3, 32, 32)
+    block = Run.load(MEMBER, FRONT).network.edits[0].build((3, 32, 32), 8).block.double()
+    images = torch.rand(2, 3, 32, 32).double()
     one, *others = (bank(images) for bank in banks(block).values())
     assert one.shape == (2, 6 + 2 * 4, 16, 16)
     for other in others:
-        assert_close(other, one, rtol=1e-4, atol=1e-5)
+        assert_close(other, one, rtol=0, atol=1e-12)
 
 
 def test_the_front_end_s_figures_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
