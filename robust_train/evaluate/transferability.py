@@ -149,7 +149,7 @@ class Transferability(Evaluator):
     Costs the attack for each network, and (2 to 4) T + 1 forwards an image and network among T.
     """
 
-    attack: Attack
+    attack: Attack  # made for each network, inside a ball or to the nearest point
     amplify: float | None = None  # root mean square to which each change is scaled, pixels in [0, 1]; null: none is
     images: int | None = None  # the first so many validation images; null: all
     chunk: int = 256  # consecutive images that are attacked together
