@@ -36,11 +36,11 @@ SCRATCH = os.environ[_OWN]
 class Block(nn.Module):
     """conv-bn-relu-drop: what a block of a real network has."""
 
-    def __init__(self, inside: int, outside: int, stride: int, rate: float) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, rate: float, smooth: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         self.norm = nn.BatchNorm2d(outside)
-        self.act = nn.ReLU()
+        self.act = nn.Tanh() if smooth else nn.ReLU()
         self.drop = nn.Dropout(rate)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,6 +64,7 @@ class ToyNetwork(Model):
 
     width: int = 6  # channels
     rate: float = 0.2  # dropout
+    smooth: bool = False  # tanh for relu: without kinks, at which rounding decides a slope
 
     use = "toy"
 
@@ -74,8 +75,8 @@ class ToyNetwork(Model):
         model.add_module(
             "layers",
             nn.Sequential(
-                Block(channels, self.width, 2, self.rate),
-                Block(self.width, self.width, 1, self.rate),
+                Block(channels, self.width, 2, self.rate, self.smooth),
+                Block(self.width, self.width, 1, self.rate, self.smooth),
                 # no bias: before a BatchNorm its gradient is rounding alone, and Adam makes whole steps of that
                 nn.Sequential(nn.Conv2d(self.width, self.width, 1, bias=False), nn.BatchNorm2d(self.width)),
             ),

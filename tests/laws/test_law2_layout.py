@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 EVERY = bool(os.environ.get("ROBUST_TRAIN_LONG"))  # every objective as far as the first ones: some minutes more
 LONG = tuple(every_objective(1)) if EVERY else ("madry",)  # followed over 200 updates
 UPDATES, SHORT, BRIEF = 200, 6, 15
+FAR, NEAR = 20, 8  # in float32: of the examples in FLOAT32, and of the others
 NOISY = V1(visual_degrees=0.5, ksize=5, stride=2, simple=6, complex=6, sf_max=11.3)
 STAGES = (0, 1, 2)  # of ZeRO; in CI all of them follow these two objectives, the others follow stage 2
 SAMPLED = next(  # with counts, and perturbed weights
@@ -66,8 +67,8 @@ def noisy_examples() -> dict[str, Objective]:
     return {"plain, V1 noise": Plain(), "madry, V1 noise": Madry(linf)}
 
 
-def run_of(objective: Objective, updates: int, execution: Execution, noisy: bool = False):
-    network = Blueprint(ToyNetwork(), group=4, checkpointing=True)
+def run_of(objective: Objective, updates: int, execution: Execution, noisy: bool = False, smooth: bool = False):
+    network = Blueprint(ToyNetwork(smooth=smooth), group=4, checkpointing=True)
     if noisy:
         network = Blueprint(SmallResNet((4, 6)), edits=(NOISY,), group=4)
     optimiser = Optimiser(name="momentum", lr=Cosine(0.02, warmup="10%"), weight_decay=1e-3, clip=2.0)
@@ -88,6 +89,15 @@ def in_float64(place: Place, part: int | None) -> Curves:
     return found
 
 
+def float32_run(name: str, objective: Objective, execution: Execution):
+    """Through tanh: at a kink a processor's rounding decides a slope, and curves part by any distance within updates.
+
+    What is left of the kind are the signs of gradients: a few thousand an update, each of which an error of some 1e-8
+    of its size turns with a chance of 1e-8.
+    """
+    return run_of(objective, FAR if name in FLOAT32 else NEAR, execution, smooth=True)
+
+
 def in_float32(place: Place, part: int | None) -> Curves:
     """{(ZeRO stage, example): metrics of each update and last weights} of DeepSpeed."""
     from robust_train.engines.deepspeed import DeepSpeedEngine
@@ -96,7 +106,7 @@ def in_float32(place: Place, part: int | None) -> Curves:
     for stage in STAGES:
         for name, objective in in_float32_too().items():
             if name in FLOAT32 or stage == 2:
-                run = run_of(objective, 20, Execution(stage, part))
+                run = float32_run(name, objective, Execution(stage, part))
                 with DeepSpeedEngine(run, place) as engine:
                     found[stage, name] = trained(engine), weights(engine)
     return found
@@ -157,9 +167,9 @@ def test_training_gets_somewhere_on_the_way(plain: dict[str, Curves]) -> None:
     ("name", "stage"),
     [(name, stage) for name in every_objective(1) for stage in STAGES if name in FLOAT32 or stage == 2],
 )
-def test_deepspeed_gives_the_same_curve_over_20_updates(deepspeed: dict[str, Curves], name: str, stage: int) -> None:
+def test_deepspeed_gives_the_same_curve(deepspeed: dict[str, Curves], name: str, stage: int) -> None:
     """To 1e-5 in float32, on every layout, against plain PyTorch on one rank."""
-    engine = PlainEngine(run_of(in_float32_too()[name], 20, Execution()))
+    engine = PlainEngine(float32_run(name, in_float32_too()[name], Execution()))
     expected = trained(engine), weights(engine)
     for found in deepspeed.values():
         assert_one_curve(expected, found[stage, name], 1e-5)
