@@ -83,7 +83,8 @@ class Blueprint:
 
     def _freeze(self, model: nn.Module) -> None:
         """No gradient for what `trained` does not name. ConfigError for a name of nothing that could be trained."""
-        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        every = model.named_parameters(remove_duplicate=False)  # a tied weight trains if any of its names does
+        trainable = {name: parameter for name, parameter in every if parameter.requires_grad}
         for prefix in self.trained or ():
             if not any(f"{name}.".startswith(f"{prefix}.") for name in trainable):
                 known = {".".join(name.split(".")[:depth]) for name in trainable for depth in range(1, 9)}
@@ -91,8 +92,9 @@ class Blueprint:
                     f"run.network.trained: {prefix!r} names nothing that is trained{nearest(prefix, sorted(known))} "
                     f"(the model has {', '.join(dict.fromkeys(name.partition('.')[0] for name in trainable))})"
                 )
-        for name, parameter in trainable.items():
-            parameter.requires_grad_(self._trains(name))
+        trained = {parameter for name, parameter in trainable.items() if self._trains(name)}
+        for parameter in trainable.values():
+            parameter.requires_grad_(parameter in trained)
 
     def _normalisation(self, model: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         chosen = []

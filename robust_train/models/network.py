@@ -165,25 +165,15 @@ class Network(Moded):
 
     @contextmanager
     def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> Iterator[None]:
+        norm = changes.get("norm")
+        for name in norm if isinstance(norm, Mapping) else ():
+            self._layer(name)  # a layer that is not there would keep its statistics in silence
         with flagged(self, training), self.held.entered(changes):
             yield
 
     def settle(self, **changes: Unpack[Changes]) -> None:
         """Change the mode for good."""
         self.held.settle(changes)
-
-    def train_only(self, trained: Sequence[str]) -> None:
-        """Freeze every layer of the model but those named, or under such a name: no gradient, BatchNorm never moves.
-
-        Raises ConfigError for a name that is no layer.
-        """
-        layers = [self._layer(name) for name in trained]
-        parameters = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in parameters)
-        kept = {module for layer in layers for module in layer.modules()}
-        for norm in self.batchnorms:
-            norm.frozen = norm.frozen or norm not in kept
 
     def recorded(self) -> Tensor:
         """What the BatchNorms recorded since the last `move`, as one vector (float64 where the device has it)."""

@@ -27,7 +27,9 @@ class Scale:
 
     def __call__(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Stored values as a network sees them."""
-        return stored if stored.is_floating_point() else stored.to(dtype) / self.divisor
+        if stored.is_floating_point():
+            return stored.to(torch.promote_types(stored.dtype, dtype))  # scaled already, or stored so: nothing is lost
+        return stored.to(dtype) / self.divisor
 
     @property
     def boxed(self) -> bool:

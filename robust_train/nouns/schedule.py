@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -41,6 +41,9 @@ def at(value: Any, update: int, updates: int) -> Any:
     if isinstance(value, (tuple, list)):
         entries = [at(entry, update, updates) for entry in value]
         return value if all(new is old for new, old in zip(entries, value, strict=True)) else type(value)(entries)
+    if isinstance(value, Mapping):
+        named = {name: at(entry, update, updates) for name, entry in value.items()}
+        return named if any(named[name] is not entry for name, entry in value.items()) else value
     return value
 
 
@@ -54,6 +57,9 @@ def within(value: Any, kind: type[Any], where: str = "") -> Iterator[tuple[str, 
     elif isinstance(value, (tuple, list)):
         for place, entry in enumerate(value):
             yield from within(entry, kind, f"{where}[{place}]")
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from within(entry, kind, f"{where}.{name}" if where else str(name))
 
 
 def number(value: float | Schedule) -> float:

@@ -70,6 +70,10 @@ class Distill(Objective):
             raise ValueError(f"temperature={self.temperature:g} must be positive")
         if self.attack is None and (self.raises != "label" or self.teacher_sees != "clean" or self.beta != 1.0):
             raise ValueError("beta, raises and teacher_sees speak of attacked images: name an attack too")
+        if self.raises == "teacher" and getattr(self.attack, "targets", None) == "random":
+            raise ValueError(
+                "attack.targets: random lowers what it raises towards a class: with raises=teacher say label"
+            )
         if self.teacher_sees == "attacked" and (self.beta != 1.0 or self.raises == "teacher"):
             raise ValueError("teacher_sees=attacked: what is said of attacked images is learned there: beta=1, label")
 

@@ -51,6 +51,8 @@ class Trades(Objective):
             raise ValueError(f"beta={self.beta:g} must not be negative: it weighs the robust term")
         if getattr(self.attack, "start", None) == "zero":
             raise ValueError("attack.start: zero is where the divergence has no gradient; use noise or random")
+        if getattr(self.attack, "targets", None) == "random":
+            raise ValueError("attack.targets: random lowers what it raises towards a class, and a divergence has none")
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
         adversarial = self.attack(network, batch.images, batch.targets, key.of("attack"), Divergence())

@@ -38,7 +38,8 @@ def updates_of(span: Span, updates: int) -> float:
 
 def due(every: Span, update: int, updates: int) -> bool:
     """Whether what comes every so many updates comes after `update` (from 0); a share is rounded to whole updates."""
-    return every != 0 and (update + 1) % max(1, round(updates_of(every, updates))) == 0
+    distance = updates_of(every, updates)
+    return distance > 0 and (update + 1) % max(1, round(distance)) == 0
 
 
 def whole(name: str, every: Span) -> None:

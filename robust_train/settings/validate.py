@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from robust_train.nouns import Attack, Schedule, within
-from robust_train.read.span import Span, due, whole
+from robust_train.read.span import Span, due, updates_of, whole
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Validate:
 
     def due(self, update: int, updates: int) -> bool:
         """Whether a validation comes after `update`. The last update's competes for the best checkpoint too."""
-        return self.every != 0 and (update + 1 == updates or due(self.every, update, updates))
+        return updates_of(self.every, updates) > 0 and (update + 1 == updates or due(self.every, update, updates))
 
 
 def settled(name: str, attack: Attack | None) -> None:

@@ -289,3 +289,8 @@ def test_made_up_samples_have_all_that_those_of_the_data_have(tmp_path):
     assert counts.scale == Counts().scale
     assert counts.images.min() == 0
     assert 20 < counts.images.max() <= 40
+
+
+@pytest.mark.parametrize(("stored", "seen"), [(torch.float16, torch.float32), (torch.float32, torch.float64)])
+def test_values_stored_as_floats_come_in_the_precision_asked_for(stored: torch.dtype, seen: torch.dtype) -> None:
+    assert PIXELS(torch.full((2, 3), 0.5, dtype=stored), seen).dtype == seen

@@ -141,3 +141,18 @@ def test_a_name_of_nothing_that_is_trained_is_refused_with_the_nearest(trained: 
         Blueprint(SmallResNet(), (front,), trained=trained).build(5, (3, 32, 32), "fp32", 4)
     with pytest.raises(ValueError, match=r"trained=\[\] trains nothing"):
         Blueprint(SmallResNet(), trained=())
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.out.weight = self.embed.weight
+
+
+def test_a_tied_weight_trains_if_any_of_its_names_does() -> None:
+    model = Tied()
+    Blueprint(ToyNetwork(), trained=("out", "head"))._freeze(model)
+    assert {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad} == {"embed.bias"}

@@ -13,7 +13,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.check import check
 from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine, Linear, Ramp, Steps
-from robust_train.nouns import Place, Schedule, at
+from robust_train.nouns import Place, Schedule, at, within
 from robust_train.objectives.madry import Madry
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError
@@ -121,6 +121,12 @@ def test_a_schedule_stands_wherever_a_number_does() -> None:
     moving = Linf(Ramp(to=8 / 255, updates=10))
     assert at(moving, 5, UPDATES) == Linf(4 / 255)
     assert at(Linf(0.1), 5, UPDATES) == Linf(0.1)
+
+
+def test_a_schedule_in_a_mapping_is_found_and_becomes_its_number() -> None:
+    held = {"a": Cosine(1.0), "b": 2.0}
+    assert at(held, 0, 10) == {"a": 1.0, "b": 2.0}
+    assert [where for where, _ in within(held, Cosine, "options")] == ["options.a"]
 
 
 def test_every_schedule_is_tested_here() -> None:

@@ -82,6 +82,11 @@ def test_trades_is_the_sum_of_the_paper(clean, attacked, ce, divergence, total):
     assert_close(loss.total, torch.tensor(total).double(), rtol=0, atol=2e-6)
 
 
+def test_a_divergence_is_not_raised_towards_a_class():
+    with pytest.raises(ValueError, match=r"attack\.targets: random"):
+        Trades(PGD(Linf(0.1), 2, 0.05, "noise", targets="random"), 6.0)
+
+
 def test_the_gradient_of_trades_flows_into_both_answers():
     """Holding p would be another, weaker method: the gradient of the formula is that of finite differences."""
     network, (batch, key) = curved(), some_batch()

@@ -57,6 +57,7 @@ def test_checkpoints_validations_and_probes_come_every_share_of_the_run(kind: ty
     assert [u for u in range(40) if kind(every="25%", **given).due(u, 40)] == [9, 19, 29, 39]
     assert [u for u in range(40) if kind(every=10, **given).due(u, 40)] == [9, 19, 29, 39]
     assert not kind(**given).due(4, 40)
+    assert [u for u in range(40) if kind(every="0%", **given).due(u, 40)] == ([39] if kind is Keep else [])
     for wrong, said in ((2.5, "whole"), (-1, "number of updates"), ("x%", "share"), (0.5, "50%")):
         with pytest.raises(ValueError, match=f"every.*{said}"):
             kind(every=wrong, **given)
