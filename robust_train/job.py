@@ -116,6 +116,9 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
             load(run, engine, Judge(run, engine), newest)
             lines.append(f"goes on from update {engine.updates:,} ({newest})")
             lines += uses.changed(run.uses, newest)
+        elif run.start is not None:
+            head = engine.begin_with(weights_of(Path(run.start)), run.start)
+            lines.append(f"begins with {run.start}" + f", a new head: {', '.join(head)}" * bool(head))
         return lines, forecast(alone, engine, devices)
 
 
@@ -129,6 +132,8 @@ def finished(run: Run) -> dict[str, Any]:
 def prepare(run: Run, place: Place) -> None:
     """The run's folder with its run.yaml; a different run in it is refused with the difference. Data made ready."""
     same(run)
+    if finished(run):  # its folder tells of the run as it was
+        return
     if place.leads:
         writable(run.path)
     run.data.prepare()
@@ -147,9 +152,10 @@ def keep_sources(run: Run) -> None:
 
 
 def same(run: Run) -> None:
-    """Refuse a folder that holds another run."""
-    said = run.path / "run.yaml"
-    if not said.exists():
+    """Refuse a folder that holds another run. One that was refused before its first update holds none."""
+    said, metrics = run.path / "run.yaml", run.path / "metrics.jsonl"
+    begun = checkpoint.saved(run.path) or (metrics.exists() and metrics.stat().st_size)
+    if not said.exists() or not begun:
         return
     now = Run.load(run.dump())  # as it will be read again: a run made in Python may say 2 where YAML's is 2.0
     there = replace(Run.load(said), **{name: getattr(now, name) for name in FREE})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from robust_train import check, job
@@ -19,7 +21,8 @@ from robust_train.nouns import Place
 from robust_train.objectives.madry import Madry
 from robust_train.objectives.plain import Plain
 from robust_train.objectives.trades import Trades
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, RunError
+from robust_train.run import Run
 from robust_train.settings.average import Average
 from robust_train.settings.execution import Execution
 from robust_train.settings.keep import Keep
@@ -192,3 +195,35 @@ def test_a_folder_is_held_against_a_second_job_until_the_first_has_ended(tmp_pat
         other.stdout.close()
     with job.alone(run, Place(), patience=1.0):
         pass
+
+
+def test_weights_to_begin_with_are_looked_at_too(small_run, tmp_path):
+    """A file that is not there, and one of another network; what fits is said."""
+    where = [f"folder={tmp_path}/run", f"start={tmp_path}/w.safetensors"]
+    run = Run.load(small_run, where)
+    with pytest.raises(RunError, match="no such weights file"):
+        job.look(run, PlainEngine, Place(), 1)
+    save_file(PlainEngine(run).module.model.state_dict(), tmp_path / "w.safetensors")
+    assert f"begins with {run.start}" in job.look(run, PlainEngine, Place(), 1)
+    with pytest.raises(RunError, match="does not fit"):
+        job.look(Run.load(small_run, [*where, "network.model.widths=[4, 9]"]), PlainEngine, Place(), 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_belongs_to_a_run_from_its_first_update_on(small_run, tmp_path):
+    """One that was refused before it has claimed nothing: the corrected run may take its folder."""
+    refused = Run.load(small_run, [f"folder={tmp_path}/run", f"start={tmp_path}/absent", "updates=2"])
+    with pytest.raises(RunError):
+        job.do(refused, PlainEngine, Place())
+    job.do(replace(refused, start=None), PlainEngine, Place())
+    with pytest.raises(ConfigError, match="holds another run"):
+        job.do(replace(refused, start=None, batch=16), PlainEngine, Place())
+
+
+def test_the_folder_of_a_finished_run_is_left_as_it_is(small_run, tmp_path):
+    run = Run.load(small_run, [f"folder={tmp_path}/run", "updates=2"])
+    job.do(run, PlainEngine, Place())
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    assert before
+    job.do(run, PlainEngine, Place())
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before

@@ -55,6 +55,8 @@ def _refusal(span: object) -> str | None:
     """What is wrong with a span, if anything is."""
     if isinstance(span, str) and SHARE.fullmatch(span) and _percent(span) <= 100:
         return None
+    if isinstance(span, str) and SHARE.fullmatch(span):
+        return "expected a share of the run of 100% at most"
     number = isinstance(span, (int, float)) and not isinstance(span, bool) and math.isfinite(span) and span >= 0
     if number and 0 < span < 1:  # type: ignore[operator]
         return f"expected updates (500), or a share of the run with its sign ({100 * span:g}%)"  # type: ignore[operator]

@@ -68,7 +68,8 @@ def _fields(cls: Any, tree: Any, place: str, wrong: Mistakes) -> Any:
             _refuse("missing; it has no default", _below(place, name), wrong)
     for name in tree:
         if name not in known:
-            _refuse(f"no such field of {cls.__name__}{nearest(name, known)}", _below(place, name), wrong)
+            meant = nearest(name, known) or f" (it has {', '.join(known)})"
+            _refuse(f"no such field of {cls.__name__}{meant}", _below(place, name), wrong)
     if len(wrong) > before:
         return None
     try:

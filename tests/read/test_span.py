@@ -26,10 +26,15 @@ def test_a_plain_number_is_updates_however_long_the_run() -> None:
     assert [updates_of(span, 7) for span in (0, 1, 1.5, 500)] == [0, 1, 1.5, 500]
 
 
-@pytest.mark.parametrize("wrong", ["ten", "10", "110%", "-1%", "%", -1, True, None, float("nan"), [1], {"share": 0.1}])
+@pytest.mark.parametrize("wrong", ["ten", "10", "-1%", "%", -1, True, None, float("nan"), [1], {"share": 0.1}])
 def test_anything_else_is_refused_with_both_forms(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"warmup: expected a number of updates \(500\), or a share.*\(10%\), got"):
         parse(Schedule, {"use": "cosine", "peak": 0.1, "warmup": wrong})  # type: ignore[type-abstract]
+
+
+def test_a_share_above_the_run_is_told_the_bound() -> None:
+    with pytest.raises(ConfigError, match=r"warmup: expected a share of the run of 100% at most, got '110%'"):
+        parse(Schedule, {"use": "cosine", "peak": 0.1, "warmup": "110%"})  # type: ignore[type-abstract]
 
 
 def test_a_number_below_one_is_told_its_share() -> None:
