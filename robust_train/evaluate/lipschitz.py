@@ -73,7 +73,11 @@ class Lipschitz(Evaluator):
         for name in found.judged:
             each = found[name]["quotient"].double()
             rows.append((name.removeprefix("of "), float(each.mean()), float(each.median()), float(each.amax())))
-        says = "|f(x) - f(x')|_1 / d(x, x'), the largest met in the ball of each image; logits over the unit of eps"
+        threat, count = self.threat, len(found.rows()[0])
+        says = (
+            f"|f(x) - f(x')|_1 / d(x, x'), the largest met in {threat.use} eps {threat.eps:.4g} by {self.steps} steps, "  # type: ignore[attr-defined]
+            f"of {count:,} images; logits over the unit of eps"
+        )
         return Report(
             tables=(Table("empirical local Lipschitz constant", ("", "mean", "median", "max"), tuple(rows), says),)
         )
