@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from robust_train.engines.engine import Engine
 from robust_train.engines.optim import ELEMENTWISE, filled
+from robust_train.engines.parts import Parts
 from robust_train.engines.place import join, place_of_environment
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
@@ -46,6 +48,15 @@ class DeepSpeedEngine(Engine):
             dist_init_required=False,
         )
         self._zero = self._deepspeed.optimizer  # under ZeRO 1 and 2 the optimiser of flat shards, else ours
+
+    def _parts(self) -> Parts:
+        """Made while DeepSpeed's hooks are off the network: a copy of it would carry them along."""
+        hooks = self.module._forward_pre_hooks, self.module._forward_hooks
+        self.module._forward_pre_hooks, self.module._forward_hooks = OrderedDict(), OrderedDict()
+        try:
+            return super()._parts()
+        finally:
+            self.module._forward_pre_hooks, self.module._forward_hooks = hooks
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         self._deepspeed.backward(loss)  # divides by the number of micro-batches, and reduces after the last

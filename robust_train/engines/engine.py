@@ -55,10 +55,7 @@ class Engine(ABC):
         self.count = run.batch // place.world // self.micro_batch  # micro-batches an update
         self.module: Network = run.build(self.device).to(dtype)
         self.module.train()
-        with torch.random.fork_rng():
-            torch.manual_seed(Key(run.seed).of("parts").seed % 2**63)
-            parts = run.objective.parts(self.module, run.data)
-        self.parts = Parts(parts, self.module, run.updates, self.device, dtype)
+        self.parts = self._parts()
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module, run.updates)
         if run.compile:
@@ -95,6 +92,13 @@ class Engine(ABC):
         """Forget the averaged gradients; as if the update's backwards had not been."""
 
     copies: int  # ranks that hold each averaged gradient: all of them, or 1 where each holds its share
+
+    def _parts(self) -> Parts:
+        """The objective's parts for the network as it now is; what they draw depends on the run's seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(Key(self.run.seed).of("parts").seed % 2**63)
+            parts = self.run.objective.parts(self.module, self.run.data)
+        return Parts(parts, self.module, self.run.updates, self.device, self.dtype)
 
     # -- an update --------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ class Engine(ABC):
         self.updates = update + 1
         if "left_out" not in metrics:
             self.parts.follow(update, self.run.updates)
-            if self.averaged is not None:
+            if self.averaged is not None and (self._losses[0].total is not None or self._settles):
                 self.averaged.follow(averageable(self.module.model), self._decay(update))
         return metrics
 
@@ -203,7 +207,7 @@ class Engine(ABC):
         found |= {f"gradient/norm/{name}": value for name, value in norms.items()}
         found |= {f"lr/{name}": value for name, value in rates.items()}
         sums, recorded = unpack(flat[length:], *tail)
-        self.module.move(recorded[""])
+        self.module.move(recorded[""] if trains else None)  # a network at rest is left as it is
         for name, count in counted.items():
             self.counts[name] = self.counts.get(name, 0) + count
         self._settle({name: value.to(losses[0].sums[name].dtype) for name, value in sums.items()}, update)
@@ -216,9 +220,9 @@ class Engine(ABC):
         return slots
 
     def _flag(self, losses: list[Loss]) -> Tensor:
-        """Whether a loss of this rank is not finite, or one of the network's above the limit."""
+        """Whether a loss, count or sum of this rank is not finite, or a loss of the network above the limit."""
         totals = [loss.total.double() for loss in losses if loss.total is not None]
-        others = [value.double().sum() for loss in losses for value in (*loss.of.values(), *loss.sums.values())]
+        others = [value.double().sum() for loss in losses for value in _others(loss)]
         bad = [~(total.isfinite() & (total <= self.run.on_nonfinite.limit)) for total in totals]
         bad += [~other.isfinite() for other in others]
         return torch.stack(bad).any() if bad else torch.zeros((), dtype=torch.bool)
@@ -226,11 +230,16 @@ class Engine(ABC):
     @torch.no_grad()
     def _settle(self, sums: dict[str, Tensor], update: int) -> None:
         """The objective's own moves, where it has any."""
-        if type(self.run.objective).settle is Objective.settle:
+        if not self._settles:
             return
         objective = at(self.run.objective, update, self.run.updates)
         objective.settle(self.module, self.state, sums, update, self.run.updates)
         self.weights_changed()
+
+    @property
+    def _settles(self) -> bool:
+        """Whether the objective has moves of its own."""
+        return type(self.run.objective).settle is not Objective.settle
 
     def rate(self, update: int) -> float:
         """The learning rate of an update."""
@@ -332,8 +341,7 @@ class Engine(ABC):
     def begin_with(self, weights: dict[str, Tensor], source: str) -> list[str]:
         """Begin a run with weights from elsewhere; the names of those that stay as they are (another head)."""
         head = fit_weights(self.module.model, weights, source, self.module.classes)
-        self.weights_changed()
-        self.begin_average()
+        self._began()
         return head
 
     def begin_calibrated(self, change: Callable[[nn.Module], None]) -> None:
@@ -344,7 +352,12 @@ class Engine(ABC):
         if self.place.world > 1:  # not every rank for itself: devices of another kind round otherwise
             for value in self.module.model.state_dict().values():
                 distributed.broadcast(value, 0)
+        self._began()
+
+    def _began(self) -> None:
+        """The network got the weights that the run begins with: parts and averages begin from them too."""
         self.weights_changed()
+        self.parts = self._parts()
         self.begin_average()
 
     def begin_average(self) -> None:
@@ -378,3 +391,8 @@ class Engine(ABC):
 
 def _detached(values: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in values.items()}
+
+
+def _others(loss: Loss) -> list[Tensor]:
+    """What of a loss must be finite beside its total."""
+    return [*loss.of.values(), *loss.counts.values(), *loss.sums.values()]

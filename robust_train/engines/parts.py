@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 
 from robust_train.engines.average import Averaged, averageable
 from robust_train.engines.optim import build, restore, set_rate, state_of
+from robust_train.keyed.mode import Held
 from robust_train.models.drops import refuse_unkeyed
 from robust_train.models.network import Network
 from robust_train.nouns import Part, at
@@ -41,7 +42,7 @@ class Parts:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, part in self.parts.items():
             if part.optimiser is None:
-                self.modules[name].requires_grad_(False)
+                self.modules[name].requires_grad_(False).eval()
             else:
                 own = self.modules[name].named_parameters()
                 self.trained[name] = {key: parameter for key, parameter in own if parameter.requires_grad}
@@ -52,7 +53,6 @@ class Parts:
             if part.average_of is not None
         }
         for name in self.averages:
-            self.modules[name].eval()
             self._alike(name)
         self._gradients: dict[str, list[Tensor]] = {}
 
@@ -205,6 +205,21 @@ def refuse(name: str, part: Part, parts: Mapping[str, Part], network: Network) -
     where, module = f"part {name!r} of the objective", part.module
     if not name or "/" in name or name == NETWORK:
         raise ConfigError(f"{where}: a part's name is not empty, has no slash and is not {NETWORK!r}.")
+    theirs = _storages(network)
+    for other, second in parts.items():
+        if other != name:
+            theirs |= _storages(second.module)
+    if _storages(module) & theirs:
+        raise ConfigError(
+            f"{where} is a piece of the network or of another part, or shares weights with it: two would move them, "
+            "or one freeze them. Give it a copy: copy.deepcopy of the module."
+        )
+    unled = _unled(module)
+    if unled:
+        raise ConfigError(
+            f"{where}: layers {', '.join(unled[:3])} do as their network's mode says, and no network is around them "
+            "to be told. Give a copy of the network itself: copy.deepcopy(network)."
+        )
     if part.average_of is not None:
         if part.average_of != NETWORK and part.average_of not in parts:
             raise ConfigError(f"{where}: average_of={part.average_of!r} is neither {NETWORK!r} nor another part.")
@@ -212,11 +227,12 @@ def refuse(name: str, part: Part, parts: Mapping[str, Part], network: Network) -
             raise ConfigError(f"{where}: it cannot be the average of itself. Name what it follows.")
         return
     for key, layer in module.named_modules():
-        if {"running_mean", "running_var"} & set(dict(layer.named_buffers(recurse=False))) or isinstance(
-            layer, nn.modules.batchnorm._BatchNorm
-        ):
+        buffers = dict(layer.named_buffers(recurse=False))
+        if part.optimiser is None and "running_mean" in buffers:
+            continue  # in eval mode it sees every image alone
+        if {"running_mean", "running_var"} & set(buffers) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
-                f"{where}: layer {key!r} ({type(layer).__name__}) keeps statistics of the images that a rank "
+                f"{where}: layer {key!r} ({type(layer).__name__}) normalises by the images that a rank "
                 "happens to hold, so its numbers would depend on the ranks. Take GroupNorm or LayerNorm."
             )
     try:
@@ -225,11 +241,21 @@ def refuse(name: str, part: Part, parts: Mapping[str, Part], network: Network) -
         raise ConfigError(f"{where}: {error}") from None
     if part.optimiser is None:
         return
-    theirs = {id(parameter) for parameter in network.parameters()}
-    for other, second in parts.items():
-        if other != name:
-            theirs |= {id(parameter) for parameter in second.module.parameters()}
-    if any(id(parameter) in theirs for parameter in module.parameters()):
-        raise ConfigError(f"{where} shares weights with the network or another part: two optimisers would move them.")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ConfigError(f"{where} has an optimiser and no weights to train. Leave the optimiser out.")
+
+
+def _storages(module: nn.Module) -> set[int]:
+    """Where the weights and buffers of a module lie."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+
+
+def _unled(module: nn.Module) -> list[str]:
+    """Names of the layers that read a network's mode and lie in no network."""
+    led = {layer for network in module.modules() if isinstance(network, Network) for layer in network.modules()}
+    return [
+        repr(name)
+        for name, layer in module.named_modules()
+        if isinstance(getattr(layer, "held", None), Held) and layer not in led
+    ]

@@ -29,7 +29,7 @@ class Part:
 
         descends    w <- optimiser(w, d of[name] / d w)           with an optimiser (a negative scalar ascends)
         follows     a <- decay a + (1 - decay) w after an update  with average_of, in eval mode, without a gradient
-        stays       as it is, or as `Objective.settle` moves it   with neither
+        stays       as it is, or as `Objective.settle` moves it   with neither, in eval mode
 
     Alike on every rank; saved and restored with the network.
     """

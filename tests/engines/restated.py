@@ -68,7 +68,7 @@ def restated(run: Run) -> Curve:
                 up_z = up_z * min(1.0, 0.05 / float(up_z.norm()))
                 moments["z"] = 0.9 * moments.get("z", torch.zeros_like(z)) + up_z
                 z += 2.0 * moments["z"]
-            network.move(network.recorded())
+            network.move(None if rests else network.recorded())
             d = 0.5 + 0.4 * min(1.0, update / 4)
             theirs = network.model.state_dict()
             for name, kept in teacher.model.state_dict().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from robust_train.keyed import Key
 from robust_train.nouns import Loss, Objective, Part, Place
 from robust_train.objectives.plain import Plain
 from robust_train.read.errors import CheckpointError, ConfigError, NumericsError
+from robust_train.settings.average import Average
 from robust_train.settings.execution import Execution
 from robust_train.settings.keep import Keep
 from robust_train.settings.optimiser import Optimiser
@@ -76,6 +78,41 @@ def test_what_rests_is_left_as_it_is(tmp_path: Path) -> None:
     assert not any(torch.equal(two[name], three[name]) for name in learnt)
     assert torch.equal(two["generator/z"], three["generator/z"])
     assert not torch.equal(one["generator/z"], two["generator/z"])
+
+
+@dataclass(frozen=True)
+class Resting(Plain):
+    """A plain loss whose forward is recorded, and no total: nothing descends it."""
+
+    use = "resting"
+
+    def __call__(self, network: Any, batch: Any, key: Any, state: Any) -> Loss:
+        return replace(super().__call__(network, batch, key, state), total=None)
+
+
+@dataclass(frozen=True)
+class Moved(Resting):
+    """The same, with a move of its own."""
+
+    use = "moved"
+
+    def settle(self, network: Any, state: Any, sums: Any, update: int, updates: int) -> None:
+        network.model.head.head.weight.add_(1.0)
+
+
+def test_a_network_at_rest_keeps_its_statistics_and_its_average(tmp_path: Path) -> None:
+    """Without a total no running statistic moves; the average follows only where the objective settles."""
+    for objective in (Resting(), Moved()):
+        engine = engine_of(objective, tmp_path / objective.use, updates=2, average=Average(0.5, warmup=False))
+        assert engine.averaged is not None
+        before = weights(engine)
+        for value in engine.averaged.kept.values():
+            value.zero_()
+        trained(engine)
+        moved = {name for name, value in weights(engine).items() if not torch.equal(value, before[name])}
+        assert moved == ({"head.head.weight"} if isinstance(objective, Moved) else set())
+        assert engine.module.recorded().abs().max() == 0
+        assert bool(engine.averaged.kept["layers.0.norm.running_var"].any()) == isinstance(objective, Moved)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -152,6 +189,25 @@ def test_a_part_whose_gradient_is_not_finite_changes_nothing(tmp_path: Path, gra
     assert engine.counts == {}
 
 
+@dataclass(frozen=True)
+class Uncounted(Plain):
+    """A count that is not finite."""
+
+    use = "uncounted"
+
+    def __call__(self, network: Any, batch: Any, key: Any, state: Any) -> Loss:
+        return replace(super().__call__(network, batch, key, state), counts={"seen": torch.tensor([1.0, math.nan])})
+
+
+def test_a_count_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    engine = engine_of(Uncounted(), tmp_path)
+    before = standing(engine)
+    with pytest.raises(NumericsError, match="loss is not finite"):
+        trained(engine)
+    assert all(torch.equal(value, before[name]) for name, value in standing(engine).items())
+    assert engine.counts == {}
+
+
 def test_a_rehearsal_leaves_parts_as_they_are(tmp_path: Path) -> None:
     engine = engine_of(Players(), tmp_path)
     before = standing(engine)
@@ -193,12 +249,76 @@ class Owning(Objective):
         return 3
 
 
+def reached(head: nn.Module) -> nn.Module:
+    """Another module over the same weights, under another parameter."""
+    own = nn.Linear(1, 1, bias=False)
+    own.weight = nn.Parameter(head.head.weight.data.view(-1))
+    return own
+
+
+def twice(module: nn.Module) -> dict[str, Part]:
+    return {"c": Part(module, HEAD), "d": Part(module)}
+
+
+@dataclass(frozen=True)
+class Keeping(Plain):
+    """A plain loss, a frozen teacher with BatchNorm, a copy of the network, its average and that one's."""
+
+    use = "keeping"
+
+    def parts(self, network: Any, data: Any) -> dict[str, Part]:
+        return {
+            "own": Part(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))),
+            "copy": Part(deepcopy(network)),
+            "average": Part(deepcopy(network), average_of="network"),
+            "slower": Part(deepcopy(network), average_of="average"),
+        }
+
+
+def test_a_frozen_teacher_with_batchnorm_sees_every_image_alone(tmp_path: Path) -> None:
+    """Of one's own or a copy of the network: running statistics, and none moved."""
+    engine = engine_of(Keeping(), tmp_path, updates=2)
+    before = standing(engine)
+    trained(engine)
+    images = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    for name in ("own", "copy"):
+        module = engine.parts.modules[name]
+        together, alone = module(images), torch.cat([module(image[None]) for image in images])
+        torch.testing.assert_close(together, alone)
+        kept = {key: value for key, value in standing(engine).items() if key.startswith(name)}
+        assert all(torch.equal(value, before[key]) for key, value in kept.items())
+
+
+def test_parts_begin_with_the_weights_that_the_run_starts_from(tmp_path: Path) -> None:
+    """Frozen copies, averages and averages of averages; what is drawn is drawn as before."""
+    donor = engine_of(Plain(), tmp_path, seed=1)
+    engine = engine_of(Keeping(), tmp_path)
+    engine.begin_with(weights(donor), "donor")
+    for name in ("copy", "average", "slower"):
+        found = engine.parts.modules[name].model.state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in weights(donor).items())
+    calibrated = engine_of(Keeping(), tmp_path)
+    calibrated.begin_calibrated(lambda model: nn.init.ones_(model.head.head.weight))
+    for name in ("copy", "average", "slower"):
+        assert bool((calibrated.parts.modules[name].model.head.head.weight == 1).all())
+    players, drawn = engine_of(Players(), tmp_path), engine_of(Players(), tmp_path)
+    players.begin_with(weights(donor), "donor")
+    assert torch.equal(players.parts.modules["generator"].z, drawn.parts.modules["generator"].z)
+
+
 @pytest.mark.parametrize(
     ("owned", "of", "message"),
     [
         (lambda n: {"d": Part(nn.BatchNorm1d(3), HEAD)}, "", r"part 'd'.*BatchNorm1d.* would depend on the ranks"),
         (lambda n: {"d": Part(nn.Dropout(0.5), HEAD)}, "", r"part 'd'.*no key decides"),
-        (lambda n: {"d": Part(n.model.head, HEAD)}, "", r"part 'd'.*shares weights with the network"),
+        (lambda n: {"d": Part(n.model.head, HEAD)}, "", r"part 'd' .*is a piece of the network.*deepcopy"),
+        (lambda n: {"d": Part(n.model.head)}, "", r"part 'd' .*is a piece of the network"),
+        (lambda n: {"d": Part(n, average_of="network")}, "", r"part 'd' .*is a piece of the network"),
+        (lambda n: {"d": Part(reached(n.model.head))}, "", r"part 'd' .*shares weights with it"),
+        (lambda n: twice(nn.Linear(3, 3)), "", r"part '.' .*or of another part"),
+        (lambda n: {"d": Part(deepcopy(n.model), average_of="network")}, "", r"part 'd'.*copy of the network itself"),
+        (lambda n: {"d": Part(deepcopy(n.model))}, "", r"part 'd'.*copy of the network itself"),
+        (lambda n: {"d": Part(nn.BatchNorm1d(3, track_running_stats=False))}, "", r"part 'd'.* depend on the ranks"),
         (lambda n: {"d": Part(nn.Identity(), HEAD)}, "", r"part 'd'.*no weights to train"),
         (lambda n: {"a/b": Part(nn.Identity())}, "", r"has no slash"),
         (lambda n: {"d": Part(Shift(), average_of="c")}, "", r"average_of='c' is neither 'network' nor another part"),
