@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -19,6 +20,10 @@ ELEMENTWISE = ("sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "lion", "r
 """Optimisers whose update of a weight depends on that weight alone: those that sharding (ZeRO 1 and up) keeps right."""
 
 
+COUNTER, OF_GROUP = "step", "group."
+"""How counters end that some optimisers keep in a group (timm's Lamb, Adan, lookahead), and how state names them."""
+
+
 def build(chosen: Optimiser, module: nn.Module, updates: int, where: str = "run") -> torch.optim.Optimizer:
     """timm's optimiser over a module's trained parameters; its rate is set anew before each of a run's `updates`.
 
@@ -33,7 +38,7 @@ def build(chosen: Optimiser, module: nn.Module, updates: int, where: str = "run"
     # of a Network: under the names that its `no_weight_decay` uses
     model = module.model if isinstance(module, Network) else module
     try:
-        return create_optimizer_v2(
+        made = create_optimizer_v2(
             model,
             opt=chosen.name,
             lr=peak(chosen.lr, updates),
@@ -46,6 +51,12 @@ def build(chosen: Optimiser, module: nn.Module, updates: int, where: str = "run"
         raise ConfigError(
             f"{where}.optimiser: timm cannot make {chosen.name!r}: {error}{_nearest(chosen.name)}"
         ) from error
+    if any(isinstance(value, (random.Random, torch.Generator)) for value in vars(inner(made)).values()):
+        raise ConfigError(
+            f"{where}.optimiser: {chosen.name!r} draws from a generator of its own, which no checkpoint holds: a run "
+            "that goes on would be another. Choose an optimiser that draws nothing."
+        )
+    return made
 
 
 def peak(rate: Number, updates: int) -> float:
@@ -68,16 +79,36 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_of(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """What an optimiser remembers of a parameter: tensors and numbers by name."""
-    return dict(optimiser.state.get(parameter, {}))
+    """What an optimiser remembers of a parameter: tensors and numbers by name; its group's counters as group.NAME."""
+    own = inner(optimiser)
+    counters = {key: value for key, value in _group(own, parameter).items() if key.endswith(COUNTER)}
+    copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in counters.items()}
+    return {**own.state.get(parameter, {}), **{OF_GROUP + key: value for key, value in copies.items()}}
 
 
 def restore(optimiser: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Any]) -> None:
     """Give an optimiser back what it remembered of a parameter; counters lie on the host, as it made them."""
-    optimiser.state[parameter] = {
+    own = inner(optimiser)
+    held = {
         key: value.to(parameter.device if value.dim() else "cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+    group = _group(own, parameter)
+    for key in [key for key in group if key.endswith(COUNTER) and OF_GROUP + key not in held]:
+        del group[key]  # before the first step it was not there
+    group.update({key.removeprefix(OF_GROUP): held.pop(key) for key in list(held) if key.startswith(OF_GROUP)})
+    own.state[parameter] = held
+
+
+def inner(optimiser: Any) -> torch.optim.Optimizer:
+    """The optimiser that keeps the state: of timm's lookahead the one inside it, slow weights included."""
+    return getattr(optimiser, "_base_optimizer", optimiser)
+
+
+def _group(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """The group of a parameter."""
+    groups = optimiser.param_groups
+    return next((group for group in groups if any(member is parameter for member in group["params"])), {})
 
 
 def filled(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

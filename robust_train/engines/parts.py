@@ -191,8 +191,16 @@ class Parts:
                 restore(self.optimisers[name], parameter, state)
 
     def _weights(self) -> dict[str, Tensor]:
-        """{PART/weights/NAME: tensor} of all parts."""
-        return {f"{n}/weights/{key}": v for n, module in self.modules.items() for key, v in module.state_dict().items()}
+        """{PART/weights/NAME: tensor} of all parts, each tensor once."""
+        found = {}
+        for name, module in self.modules.items():
+            seen: set[tuple[int, int]] = set()  # of tied weights the first name stands for all
+            for key, value in module.state_dict().items():
+                lies = (value.data_ptr(), value.numel())
+                if value.numel() == 0 or lies not in seen:
+                    found[f"{name}/weights/{key}"] = value
+                seen.add(lies)
+        return found
 
 
 def inner(module: nn.Module) -> nn.Module:

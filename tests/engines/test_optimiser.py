@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from robust_train.engines.optim import build, peak, set_rate
+from robust_train.engines.optim import build, peak, restore, set_rate, state_of
+from robust_train.engines.plain import PlainEngine
 from robust_train.engines.schedule import Cosine
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.network import Network
 from robust_train.models.timm import Timm
+from robust_train.objectives.plain import Plain
 from robust_train.read.errors import ConfigError
+from robust_train.settings.keep import Keep
 from robust_train.settings.optimiser import Optimiser
 from robust_train.vision import ensure_torchvision_importable
-from tests.toys import ToyNetwork
+from tests.toys import ToyNetwork, gone_back, toy_run, trained, weights
 
 ensure_torchvision_importable()
 from timm.optim import create_optimizer_v2, list_optimizers  # noqa: E402
 
-NAMES = list_optimizers(exclude_filters=["bnb*", "fused*"])  # those are bitsandbytes' and apex's, for CUDA alone
+# bitsandbytes' and apex's are for CUDA alone; the others draw, and are refused
+NAMES = list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian", "kron*"])
 
 
 def decay(optimiser: Optimiser, network: nn.Module) -> dict[str, float]:
@@ -83,19 +91,16 @@ def test_the_rate_is_the_runs_times_the_groups_own_scale(toy: Network) -> None:
 
 
 def moved(optimiser: torch.optim.Optimizer, layers: nn.Module, rates: list[float] | None) -> list[torch.Tensor]:
-    """The weights after three steps; rates: set before each, or left as they are."""
-    torch.manual_seed(1)  # Kron draws
+    """The weights after a step for each rate, which is set before it; after three, with rates as they are, of None."""
     images = torch.linspace(-1, 1, 18).double().view(3, 6)
-    for step in range(3):
+    for step in range(3 if rates is None else len(rates)):
         if rates is not None:
             set_rate(optimiser, rates[step])
         optimiser.zero_grad()
-        # create_graph: AdaHessian differentiates once more
-        gradients = torch.autograd.grad(layers(images).square().sum(), list(layers.parameters()), create_graph=True)
+        gradients = torch.autograd.grad(layers(images).square().sum(), list(layers.parameters()))
         for parameter, gradient in zip(layers.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        with torch.compiler.set_stance("force_eager"):  # Kron would compile itself: half a minute
-            optimiser.step()
+        optimiser.step()
         for parameter in layers.parameters():
             parameter.grad = None
     return [parameter.detach() for parameter in layers.parameters()]
@@ -107,7 +112,6 @@ def layers() -> nn.Module:
         return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
 
 
-@pytest.mark.filterwarnings("ignore:It is highly recommended to have .opt_einsum.")  # Kron, of speed
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimiser_of_timm_steps_as_one_that_was_made_with_the_rate(name: str) -> None:
     """What some remember of it included: corrected decay is the decay times lr^2 over the rate at construction."""
@@ -115,6 +119,46 @@ def test_every_optimiser_of_timm_steps_as_one_that_was_made_with_the_rate(name: 
     expected = moved(create_optimizer_v2(plain, name, lr=0.01, weight_decay=0.1, momentum=0.9), plain, None)
     chosen = Optimiser(name=name, lr=0.01, weight_decay=0.1)
     assert_close(moved(build(chosen, ours, 3), ours, [0.01] * 3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "lookahead_adamw", "lookahead_lamb"])
+def test_every_optimiser_goes_on_to_the_bit(name: str) -> None:
+    """State and counters of groups, given back to a new one, and to one that has stepped since."""
+    chosen, one = Optimiser(name=name, lr=0.01, weight_decay=0.1), layers()
+    first = build(chosen, one, 9)
+    moved(first, one, [0.01] * 3)
+    weights = {key: value.clone() for key, value in one.state_dict().items()}
+    saved = [{k: deepcopy(v) for k, v in state_of(first, parameter).items()} for parameter in one.parameters()]
+    expected = [weight.clone() for weight in moved(first, one, [0.01] * 6)]
+    other = layers()
+    for optimiser, module in ((build(chosen, other, 9), other), (first, one)):
+        module.load_state_dict(weights)
+        for parameter, state in zip(module.parameters(), saved, strict=True):
+            restore(optimiser, parameter, state)
+        assert_close(moved(optimiser, module, [0.01] * 6), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "lookahead_adan"])
+def test_a_run_with_counters_in_its_groups_goes_on_to_the_bit(tmp_path: Path, name: str) -> None:
+    """6 updates equal 3 and 3, and 0 after 3 and 6."""
+    chosen = Optimiser(name=name, lr=0.01, weight_decay=0.1)
+    whole = PlainEngine(toy_run(Plain(), tmp_path, updates=6, optimiser=chosen, checkpoint=Keep(3)))
+    begun = whole.snapshot()
+    begun = replace(begun, weights={key: value.clone() for key, value in begun.weights.items()})
+    lines, expected = trained(whole), weights(whole)
+    again = PlainEngine(toy_run(Plain(), tmp_path / "again", updates=6, optimiser=chosen))
+    gone_back(again, tmp_path / "checkpoints" / "00000003")
+    assert trained(again) == lines[3:]
+    assert all(torch.equal(value, expected[key]) for key, value in weights(again).items())
+    again.restore(begun, "the beginning")
+    assert trained(again) == lines
+
+
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have .opt_einsum.")  # Kron, of speed
+@pytest.mark.parametrize("name", ["kron", "adahessian"])
+def test_an_optimiser_that_draws_is_refused(toy: Network, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.optimiser: '{name}' draws from a generator of its own"):
+        build(Optimiser(name=name), toy, 1)
 
 
 @pytest.mark.filterwarnings("ignore:adamw_lr is deprecated")

@@ -161,6 +161,33 @@ def test_a_run_with_parts_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Tying(Plain):
+    """A plain loss, and a part whose layers share one weight."""
+
+    use = "tying"
+
+    def parts(self, network: Any, data: Any) -> dict[str, Part]:
+        tied = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+        tied[1].weight = tied[0].weight
+        return {"tied": Part(tied, HEAD)}
+
+    def __call__(self, network: Any, batch: Any, key: Any, state: Any) -> Loss:
+        loss = super().__call__(network, batch, key, state)
+        return replace(loss, of={"tied": state.parts["tied"](batch.images.flatten(1)[:, :5]).square().mean()})
+
+
+def test_a_part_with_tied_weights_goes_on_to_the_bit(tmp_path: Path) -> None:
+    whole = engine_of(Tying(), tmp_path / "whole", checkpoint=Keep(3))
+    lines = trained(whole)
+    again = engine_of(Tying(), tmp_path / "again", seed=0)
+    gone_back(again, tmp_path / "whole" / "checkpoints" / "00000003")
+    assert trained(again) == lines[3:]
+    tied = again.parts.modules["tied"]
+    assert tied[0].weight is tied[1].weight
+    assert all(torch.equal(value, standing(whole)[name]) for name, value in standing(again).items())
+
+
+@dataclass(frozen=True)
 class Broken(Players):
     """Of one part the scalar is not finite, or only its gradient."""
 
