@@ -49,8 +49,8 @@ class Loss:
     """What an objective makes of one micro-batch. Every micro-batch and rank of an update gives the same names.
 
     total: the scalar the network's parameters descend, a mean over the images; None: the network has no gradient in
-        this update, and is left as it is: no step, no decay, no running statistic moves; `average` follows it only where
-        the objective settles.
+        this update, and is left as it is: no step, no decay, no running statistic moves; `average` follows it only
+        where the objective settles.
     metrics: scalars (means over the images), recorded as averages over the global batch; the engine detaches them.
     counts: scalars or vectors, summed over the global batch and added to `State.counts` after the update.
     of: {part: the scalar, a mean over the images, that the part's parameters descend}; no other parameter sees it.
