@@ -17,6 +17,7 @@ from robust_train.models.blueprint import Recipe
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.noise import draws, settle
+from robust_train.models.shapes import square
 from robust_train.nouns import Dataset, Shape, Threat, at
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError
@@ -68,15 +69,23 @@ class Subject:
 
     def images(self) -> Dataset:
         """The data set whose validation images are judged, prepared."""
-        run, url = self.run, self.data
+        run, recipe, url = self.run, self.recipe, self.data
+        own: dict[str, Any]
         if run is not None:
             found = validation_of(run.data, url)
         elif url is None:
-            raise ConfigError("--model needs --data too: there is no run to take images from")
+            named = "--model" if recipe is None else f"{self.title} has no run.yaml and"
+            raise ConfigError(f"{named} needs --data too: there is no run to take images from")
+        elif recipe is not None:
+            channels, size = square(recipe.shape, "--data")
+            own = {"classes": recipe.classes, "size": size, "channels": channels}
+            own |= {} if self.crop is None else {"crop": self.crop}
+            found = Shards(train=url, validation=url, **own)
         else:
             own = preprocessing(of_timm(str(self.model), classes=self.classes, size=self.size))
+            own |= {"classes": self.classes, "size": self.size}
             own |= {} if self.crop is None else {"crop": self.crop}
-            found = Shards(train=url, validation=url, classes=self.classes, size=self.size, **own)
+            found = Shards(train=url, validation=url, **own)
         if self.listed is not None:
             if not isinstance(found, Shards):
                 raise ConfigError(
@@ -88,8 +97,12 @@ class Subject:
 
     @property
     def run(self) -> Run | None:
-        """The run that a checkpoint was saved with; of an ensemble its first member's."""
-        return None if self.checkpoint is None else run_of(named_by(self.checkpoint)[0])
+        """The run that a checkpoint was saved with; of an ensemble its first member's. None where it is not known."""
+        if self.checkpoint is None:
+            return None
+        folder = self.checkpoints[0]
+        alone = (folder / "network.yaml").is_file() and not (folder / "run.yaml").is_file()
+        return None if alone else run_of(folder)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -99,7 +112,8 @@ class Subject:
     @property
     def checkpoints(self) -> tuple[Path, ...]:
         """The checkpoint, or those of an ensemble's members; none for a timm model."""
-        return () if self.checkpoint is None else tuple(checkpoint.find(one) for one in named_by(self.checkpoint))
+        named = () if self.checkpoint is None else named_by(self.checkpoint)
+        return tuple(checkpoint.find(Path(one).parent if Path(one).is_file() else one) for one in named)
 
     @property
     def threat(self) -> Threat | None:
@@ -167,8 +181,13 @@ class Subject:
 
     def contents(self) -> dict[str, Any]:
         """What the paths lead to."""
-        run = self.run
-        return {"weights": self.digest, "uses": uses.checksums(run.uses) if run is not None and run.uses else {}}
+        return {"weights": self.digest, "uses": self.brought}
+
+    @property
+    def brought(self) -> dict[str, str]:
+        """{path: sha256} of the user's own modules that its network, or any member of an ensemble, is built from."""
+        names = dict.fromkeys(name for folder in self.checkpoints for name in recipe_of(folder).uses)
+        return uses.checksums(names) if names else {}
 
     def identity(self, data: Dataset | None) -> dict[str, Any]:
         """What a report says it is of: checksums of weights and images, and how the images were made ready."""
@@ -178,8 +197,7 @@ class Subject:
             fields = fingerprint.tree(data).items()
             own["prepared"] = {name: value for name, value in fields if name not in ("is", "contents")}
         own |= {} if self.listed is None else {"listed": checksum(Path(self.listed))}
-        run = self.run
-        own |= {"uses": uses.checksums(run.uses)} if run is not None and run.uses else {}
+        own |= {"uses": self.brought} if self.brought else {}
         return own if self.noise == "drawn" else {**own, "noise": self.noise}
 
     def at(self, folder: str) -> Subject:

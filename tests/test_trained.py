@@ -164,6 +164,24 @@ def test_a_checkpoint_needs_neither_its_run_nor_its_data_set(small_run, tmp_path
     assert Subject(str(folder)).shape == (1, 32, 32)
 
 
+def test_a_checkpoint_without_its_run_is_judged_on_images_that_are_named(study):
+    """network.yaml alone, as tools.transform leaves it: classes, shape and the user's modules stand there."""
+    recipe = replace(recipe_of(checkpoint.find(study / "runs" / "cnn")), classes=7)
+    put(study / "alone", recipe, recipe.build().model.state_dict(), {})
+    url = Digits(folder=str(study / "digits")).shards.validation
+    subject = Subject(str(study / "alone"), data=str(url))
+    assert subject.run is None
+    assert subject.threat is None
+    data = subject.images()
+    assert (data.classes, data.shape) == (7, (1, 32, 32))
+    assert list(subject.fingerprints) == [str(study / "alone")]
+    assert subject.identity(data)["weights"] == subject.digest
+    with pytest.raises(ConfigError, match=r"has no run\.yaml and needs --data"):
+        Subject(str(study / "alone")).images()
+    with pytest.raises(CheckpointError, match=r"no run\.yaml"):
+        Subject(str(study / "digits")).images()
+
+
 @pytest.mark.parametrize(
     "blueprint",
     [

@@ -63,7 +63,7 @@ def judge(
     seen = prepared(subject, network)
     shifts = wanted(asked, seen)
     dealt = deal(asked, subject, device)
-    if subject.run is not None and subject.run.data.shape[0] != 3:
+    if subject.shape[0] != 3:
         raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
     for shift in shifts.sets.values():
         shift.fits(network.classes)
@@ -100,7 +100,7 @@ def prepared(subject: Subject, network: Any) -> dict[str, Any]:
     from robust_train.evaluate.shifts import preprocessing
 
     if subject.run is None:
-        own = {"size": subject.size, **preprocessing(network)}
+        own = {"size": subject.shape[-1], **preprocessing(network)}
         return own if subject.crop is None else {**own, "crop": subject.crop}
     data: Any = subject.run.data
     names = ("crop", "interpolation", "workers")

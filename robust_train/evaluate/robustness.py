@@ -182,12 +182,14 @@ class Robustness(Evaluator):
 
     @property
     def tagged(self) -> list[tuple[str, Threat]]:
-        """The threat models by name, those of one kind told apart by eps."""
+        """The threat models by name, those of one kind told apart by eps, those whose eps reads alike by a number."""
         kinds = [threat.use for threat in self.threats]
-        return [
-            (threat.use if kinds.count(threat.use) == 1 else f"{threat.use}-{_eps(threat):.4g}", threat)
-            for threat in self.threats
-        ]
+        made: dict[str, Threat] = {}
+        for threat, kind in zip(self.threats, kinds, strict=True):
+            tag = kind if kinds.count(kind) == 1 else f"{kind}-{_eps(threat):.4g}"
+            names = (tag, *(f"{tag}-{number}" for number in range(2, len(kinds) + 1)))
+            made[next(name for name in names if name not in made)] = threat
+        return list(made.items())
 
     def cascade(self, threat: Threat, classes: int, stochastic: bool) -> tuple[Attack, ...]:
         """The attacks of one threat model, each made on the images that stand after those before it."""

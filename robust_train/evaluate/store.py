@@ -7,8 +7,9 @@
     folder/KEY/pictures/NAME@...      few images worth a look ("picture/")
 
 DIGEST is of the piece: its networks' weights, its evaluator's and its own fields, and the same of all that it needs.
-COUNT is how many images of the chunk it is made on. So an evaluation takes what it has in common with earlier ones, and
-nothing that anything it rests on has changed since. Files are whole or absent; one that is damaged is made again.
+COUNT is how many images of the chunk it is made on, and how many all that it needs is, where these differ. So an
+evaluation takes what it has in common with earlier ones, and nothing that anything it rests on has changed since. Files
+are whole or absent; one that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import PIL
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from robust_train import fingerprint
@@ -73,9 +75,21 @@ class Store:
         self._owed = self._paid = 0.0
 
     def expect(self, pieces: Sequence[Piece]) -> None:
-        """All that is to be there in the end; what an earlier evaluation left is read. Costs what is new."""
+        """All that is to be there in the end; what an earlier evaluation left is read. Costs what is new.
+
+        Raises ValueError for two pieces of one name, for one set of images under two, and for needs that come later.
+        """
+        for piece in pieces:
+            if piece.data is not None and not _alike(self._sets.setdefault(piece.on, piece.data), piece.data):
+                raise ValueError(
+                    f"piece {piece.name} has other images on {piece.on!r} than those before it: name another"
+                )
+            if piece.on not in self._sets:
+                raise ValueError(f"piece {piece.name} is on {piece.on!r}, whose images no piece has: give it its data")
         for piece in (*(self._rows(piece) for piece in pieces if not piece.whole), *pieces):
             if piece.name in self.pieces:
+                if not _same(self.pieces[piece.name], piece):
+                    raise ValueError(f"two pieces are called {piece.name}, and are not the same: name them apart")
                 continue
             unknown = [name for name in piece.needs if name not in self.pieces]
             if unknown:
@@ -83,8 +97,6 @@ class Store:
             if piece.whole and not all(self.pieces[name].kept for name in piece.needs):
                 raise ValueError(f"piece {piece.name} is whole: all that it needs is kept, of every chunk")
             self.pieces[piece.name] = piece
-            if piece.data is not None:
-                self._sets.setdefault(piece.on, piece.data)
             if not piece.kept:
                 continue
             for number in self.numbers(piece.name):
@@ -224,7 +236,8 @@ class Store:
 
     def _rows(self, piece: Piece) -> Piece:
         """Which images the chunks are of that a piece is made on."""
-        return Piece(rows_of(piece.on), networks=(), data=piece.data, on=piece.on, cost=0.0)
+        data = self._sets[piece.on] if piece.on else None
+        return Piece(rows_of(piece.on), networks=(), data=data, on=piece.on, cost=0.0)
 
     def home(self, on: str = "") -> Path:
         """The folder of what is found on some images."""
@@ -254,7 +267,24 @@ class Store:
         return self._digests[piece.name]
 
     def _tag(self, number: int, piece: Piece) -> str:
-        return f"{piece.name}@{self._digest(piece)}.{self.count(number, piece)}"
+        own, *others = self._counts(number, piece).values()
+        told = "" if all(count == own for count in others) else f"-{fingerprint.digest(others)}"
+        return f"{piece.name}@{self._digest(piece)}.{own}{told}"
+
+    def _counts(self, number: int, piece: Piece) -> dict[At, int]:
+        """How many images a piece and all that it rests on are made on: of this chunk, or of all where it is WHOLE."""
+        found: dict[At, int] = {}
+        asked = [(number, piece.name)]
+        while asked:
+            number, name = asked.pop()
+            one = self.pieces[name]
+            number = WHOLE if one.whole else number
+            if (number, name) in found:
+                continue
+            of_all = sum(self.count(n, one) for n in self.numbers(name)) if number == WHOLE else 0
+            found[number, name] = of_all if number == WHOLE else max(self.count(number, one), 0)
+            asked += [(number, need) for need in one.needs]
+        return found
 
     def _file(self, number: int, piece: Piece) -> Path:
         return self.home(piece.on) / ("whole.safetensors" if number == WHOLE else f"{number:05d}.safetensors")
@@ -265,8 +295,10 @@ class Store:
     def _picture_file(self, piece: Piece) -> Path | None:
         if self.folder is None:
             return None
-        name = piece.name.replace("/", "_")
-        return self.home(piece.on) / "pictures" / f"{name}@{self._digest(piece)}.safetensors"
+        of_all = [count for (number, _), count in self._counts(0, piece).items() if number == WHOLE]
+        told = f".{fingerprint.digest(of_all)}" if of_all else ""
+        name = f"{piece.name.replace('/', '_')}@{self._digest(piece)}{told}"
+        return self.home(piece.on) / "pictures" / f"{name}.safetensors"
 
     def _apart(self, number: int, piece: Piece) -> dict[str, Tensor]:
         if self.folder is None:
@@ -300,6 +332,27 @@ def is_rows(piece: Piece) -> bool:
     return piece.name == rows_of(piece.on)
 
 
+def _same(one: Piece, other: Piece) -> bool:
+    """Whether two pieces of one name are made alike, of the same."""
+    plain = ("needs", "networks", "on", "images", "whole", "kept")
+    return all(getattr(one, name) == getattr(other, name) for name in plain) and (
+        _alike(one.what, other.what) and _alike(one.data, other.data)
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal, or have one fingerprint."""
+    try:
+        if one is other or bool(one == other):
+            return True
+    except (RuntimeError, ValueError):  # tensors or arrays in them
+        pass
+    try:
+        return type(one) is type(other) and fingerprint.digest(one) == fingerprint.digest(other)
+    except TypeError:  # has none
+        return False
+
+
 def _first(known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of two lots of pictures the first of each kind, no sample twice in one."""
     whole = {key: torch.cat([known[key], more[key]]) if known else more[key] for key in more}
@@ -316,10 +369,11 @@ def _first(known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str,
 
 
 def _loaded(path: Path) -> dict[str, Tensor] | None:
-    """A file's tensors; one that cannot be read is deleted, to be made again."""
+    """A file's tensors; one that is damaged is deleted, to be made again. OSError where the system cannot read it."""
+    content = path.read_bytes()  # safetensors itself calls every trouble of the system a file that is not there
     try:
-        return load_file(path)
-    except (SafetensorError, OSError):
+        return load(content)
+    except SafetensorError:
         path.unlink(missing_ok=True)
         return None
 

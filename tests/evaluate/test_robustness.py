@@ -187,6 +187,20 @@ def test_threat_models_of_one_kind_are_told_apart_by_their_radius():
     assert [figure.right for figure in report.figures[1:]] == [int((radius > eps).sum()) for eps in (0.05, 0.1, 0.1)]
 
 
+def test_threat_models_whose_radii_read_alike_are_judged_each():
+    """Radii that agree to four digits, with an image's own radius between them: the second is not the first's."""
+    data, network = Middling(1), Linear()
+    radius = float(network.radius(data.images, 1 - data.targets).abs())
+    data.targets = (network.score(data.images) > 0).long()
+    near = (radius * (1 - 1e-5), radius * (1 + 1e-5))
+    assert len({f"{eps:.4g}" for eps in near}) == 1
+    evaluation = Robustness((Linf(near[0]), Linf(near[1])), steps=40, restarts=1, curve=0, checks=0)
+    report = evaluation(network, data, Key(0))
+    tags = [figure.threat for figure in report.figures[1:]]
+    assert tags == [f"linf-{radius:.4g}", f"linf-{radius:.4g}-2", "union"]
+    assert [figure.right for figure in report.figures[1:]] == [1, 0, 0]
+
+
 def test_accuracy_falls_along_autoattack_and_ends_at_the_exact_share():
     """Each attack is made on what stands, so columns only fall; on a linear network the last is exact."""
     data, network = middling(30), ManyClasses()

@@ -331,3 +331,93 @@ def test_a_piece_that_needs_what_is_not_before_it_is_refused() -> None:
         evaluate(Astray(), {}, Middling())
     with pytest.raises(ValueError, match="piece b is whole: all that it needs is kept"):
         evaluate(Unkept(), {}, Middling())
+
+
+@dataclass(frozen=True)
+class Told(Evaluator):
+    """Pieces that are told; each is the sum of its images' numbers, or of what it needs."""
+
+    told: tuple[Piece, ...] = ()
+    chunk: int = 40
+    images: int | None = None
+
+    harmless = ("told", "images")
+
+    def pieces(self, networks, data, found) -> tuple[Piece, ...]:
+        return self.told
+
+    def judge(self, networks, batch: Batch, piece: Piece, before, key) -> dict[str, Tensor]:
+        if piece.needs:
+            return {"sum": sum(found["sum"].sum() for found in before.values())[None]}
+        return {"sum": batch.sample.sum()[None]}
+
+    def report(self, found: Columns) -> dict[str, int]:
+        return {name: int(found[name]["sum"].sum()) for name in found.judged}
+
+
+def test_two_pieces_of_one_name_are_refused_where_they_differ() -> None:
+    def total(*told: Piece) -> dict[str, int]:
+        plan = Told(told)
+        return plan.report(evaluate(plan, {}, Middling(10)))
+
+    first = Piece("a", torch.arange(3))
+    assert total(first, Piece("a", torch.arange(3))) == {"a": 45}
+    b = Piece("b")
+    for other in (Piece("a", torch.arange(4)), Piece("a"), replace(first, needs=("b",)), replace(first, networks=())):
+        with pytest.raises(ValueError, match="two pieces are called a, and are not the same"):
+            total(b, first, other)
+
+
+def test_pieces_on_one_set_have_its_images() -> None:
+    few, more = Middling(10), Middling(20)
+    same = Told((Piece("a", data=few, on="few"), Piece("b", data=Middling(10), on="few")))
+    assert same.report(evaluate(same, {}, Middling())) == {"a": 45, "b": 45}
+    for on in ("few", ""):
+        astray = Told((Piece("a", data=few, on="few"), Piece("b", data=more, on=on)))
+        with pytest.raises(ValueError, match="piece b has other images on"):
+            evaluate(astray, {}, Middling())
+    with pytest.raises(ValueError, match="piece a is on 'none', whose images no piece has"):
+        evaluate(Told((Piece("a", on="none"),)), {}, Middling())
+
+
+def test_what_rests_on_other_images_is_made_again(tmp_path: Path) -> None:
+    """A whole piece over more images, what needs it, and a piece whose need is limited: none is taken as it was."""
+
+    def totals(plan: Told, kept: bool) -> dict[str, int]:
+        return plan.report(evaluate(plan, {}, Middling(), store=Store(tmp_path if kept else None)))
+
+    def plan(limit: int | None, images: int | None) -> Told:
+        first, fit = Piece("first", images=limit), Piece("fit", needs=("first",), whole=True)
+        return Told(
+            (first, fit, Piece("after", needs=("fit",)), Piece("beside", needs=("first",), images=20)), 40, images
+        )
+
+    seen = []
+    for limit, images in ((None, 60), (None, 100), (50, 100), (10, 100), (10, 15)):
+        fresh = totals(plan(limit, images), False)
+        seen.append(tuple(fresh.values()))
+        assert totals(plan(limit, images), True) == fresh
+    assert len(set(seen)) == 5
+    again = Store(tmp_path)
+    evaluate(plan(None, 60), {}, Middling(), store=again)
+    assert again.resumed == 2 + 1 + 2 + 1, "nothing took another's place"
+
+
+def test_a_file_that_the_system_cannot_read_now_is_not_deleted(tmp_path: Path, monkeypatch) -> None:
+    """Too many open files, a broken disk: no reason to throw hours of work away."""
+    store = Store(tmp_path, PRINTS)
+    found(store=store)
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name == "00002.safetensors":
+            raise OSError(24, "Too many open files", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        found(store=Store(tmp_path, PRINTS))
+    monkeypatch.undo()
+    again = Store(tmp_path, PRINTS)
+    found(store=again)
+    assert again.resumed == PIECES

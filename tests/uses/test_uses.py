@@ -8,15 +8,20 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from robust_train import checkpoint
 from robust_train.__main__ import main
+from robust_train.models.blueprint import Blueprint, Recipe
+from robust_train.models.small_cnn import SmallCNN
 from robust_train.read import uses
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
+from robust_train.subject import Subject
+from robust_train.trained import put
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,3 +171,19 @@ def test_a_value_on_its_way_brings_the_modules_it_needs(home: Path, tmp_path: Pa
     done = elsewhere(code, tmp_path, str(tmp_path / "value"))
     assert done.returncode == 0, done.stderr
     assert "Cube(eps=0.1)" in done.stdout
+
+
+def test_the_modules_of_every_member_count_in_an_ensembles_fingerprint(home: Path, monkeypatch) -> None:
+    """The second member alone is built from a module of the user's: another text is another network."""
+    plain = Recipe(Blueprint(SmallCNN((4,), (2,)), mean=(0.5,), std=(0.5,), group=16), 10, (1, 32, 32))
+    uses.bring(["my_lab.half"])
+    for name, recipe in {"plain": plain, "own": replace(plain, uses=("my_lab.half",))}.items():
+        put(home / name, recipe, recipe.build().model.state_dict(), {})
+    (home / "both.yaml").write_text("members: [plain, own]\n", encoding="utf-8")
+    subject = Subject(str(home / "both.yaml"))
+    files = {"my_lab/__init__.py", "my_lab/half.py", "my_lab/sizes.py"}
+    assert set(subject.identity(None)["uses"]) == set(subject.contents()["uses"]) == files
+    before = subject.fingerprints
+    monkeypatch.setitem(uses._texts, "my_lab.sizes", "WIDTHS = (4, 16)")
+    assert subject.fingerprints != before
+    assert "uses" not in Subject(str(home / "plain")).identity(None)
