@@ -14,10 +14,8 @@ are whole or absent; one that is damaged is made again.
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,12 @@ from typing import Any
 import numpy
 import PIL
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from robust_train import fingerprint
 from robust_train.disk import write_bytes, write_text
 from robust_train.evaluate.report import versions
+from robust_train.evaluate.sealed import alone, loaded, sealed
 from robust_train.nouns import Dataset, Evaluator, Piece, Shape, Tensors
 
 At = tuple[int, str]
@@ -186,7 +183,7 @@ class Store:
         piece = self.pieces[name]
         if name not in self._pictures:
             path = self._picture_file(piece)
-            self._pictures[name] = {} if path is None or not path.is_file() else _loaded(path) or {}
+            self._pictures[name] = {} if path is None or not path.is_file() else loaded(path) or {}
         return self._pictures[name]
 
     def put(self, number: int, name: str, tensors: Tensors) -> None:
@@ -203,14 +200,14 @@ class Store:
             return
         path = self._picture_file(piece)
         if shown and path is not None:
-            write_bytes(path, save(self._pictures[name]))
+            write_bytes(path, sealed(self._pictures[name]))
         if large:
-            write_bytes(self._apart_file(number, piece), save(large))
+            write_bytes(self._apart_file(number, piece), sealed(large))
         tag, path = self._tag(number, piece), self._file(number, piece)
-        with _alone(path.parent / ".lock"):  # another evaluation of the same images may be at work beside this one
-            there = (_loaded(path) or {}) if path.is_file() else {}
+        with alone(path.parent / ".lock"):  # another evaluation of the same images may be at work beside this one
+            there = (loaded(path) or {}) if path.is_file() else {}
             there |= {f"{tag}/{key}": tensor for key, tensor in (small or {"": torch.zeros(0)}).items()}
-            write_bytes(path, save(there))
+            write_bytes(path, sealed(there))
 
     # -- how far it is ----------------------------------------------------------------------------
 
@@ -304,7 +301,7 @@ class Store:
         if self.folder is None:
             return {}
         path = self._apart_file(number, piece)
-        return load_file(path) if path.is_file() else {}
+        return (loaded(path) or {}) if path.is_file() else {}
 
     def _read(self, number: int, piece: Piece) -> dict[str, Tensor] | None:
         """A piece that an earlier evaluation left; None where there is none."""
@@ -312,7 +309,7 @@ class Store:
             return None
         path, tag = self._file(number, piece), self._tag(number, piece) + "/"
         if path not in self._files:
-            self._files[path] = (_loaded(path) or {}) if path.is_file() else {}
+            self._files[path] = (loaded(path) or {}) if path.is_file() else {}
         found = {key.removeprefix(tag): t for key, t in self._files[path].items() if key.startswith(tag)}
         if not found:
             return None
@@ -366,24 +363,3 @@ def _first(known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str,
             kind.add(samples[row])
             chosen.append(row)
     return {key: tensor[torch.tensor(chosen, dtype=torch.int64)] for key, tensor in whole.items()}
-
-
-def _loaded(path: Path) -> dict[str, Tensor] | None:
-    """A file's tensors; one that is damaged is deleted, to be made again. OSError where the system cannot read it."""
-    content = path.read_bytes()  # safetensors itself calls every trouble of the system a file that is not there
-    try:
-        return load(content)
-    except SafetensorError:
-        path.unlink(missing_ok=True)
-        return None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the lock falls with the process that holds it."""
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -187,11 +187,17 @@ def test_another_plan_takes_what_it_has_in_common(tmp_path: Path) -> None:
     assert resumed(PLAN) == PIECES, "nothing took another's place"
 
 
-def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [None, 9, -20], ids=["cut", "a byte of the header", "a byte of the numbers"])
+def test_a_damaged_file_is_made_again(at: int | None, tmp_path: Path) -> None:
     store = Store(tmp_path, PRINTS)
     found(store=store)
     broken = store.home() / "00002.safetensors"
-    broken.write_bytes(broken.read_bytes()[:50])
+    content = bytearray(broken.read_bytes())
+    if at is None:
+        content = content[:50]
+    else:
+        content[at] ^= 0x40
+    broken.write_bytes(content)
     again = Store(tmp_path, PRINTS)
     found(store=again)
     assert again.resumed == PIECES - 3
