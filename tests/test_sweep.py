@@ -304,6 +304,7 @@ def test_a_folder_of_another_run_and_a_cluster_too_small_are_refused_before_anyt
     first = runs["seed0/a"]
     first.path.mkdir(parents=True)
     (first.path / "run.yaml").write_text(first.dump().replace("updates: 8", "updates: 9"), encoding="utf-8")
+    (first.path / "metrics.jsonl").write_text('{"update": 0}\n', encoding="utf-8")  # it has begun
     with pytest.raises(ConfigError, match=r"seed0/a holds another run:\n  updates: was 9, is now 8"):
         sweep(runs)
     with pytest.raises(ConfigError, match="x and y are both to be written to"):
