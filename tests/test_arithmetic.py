@@ -57,8 +57,7 @@ def evaluate_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluate_a_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = SimpleNamespace(value=SimpleNamespace(network=lambda device: None, images=lambda: None))
-    list(deal.share(subject, SimpleNamespace(value=None), 0, 1, False, {}, lambda *_: []))  # type: ignore[arg-type]
+    deal.Worker(SimpleNamespace(value=None), SimpleNamespace(value=None), gpu=False)  # type: ignore[arg-type]
 
 
 def judge_a_distillation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robust_train.keyed import Key
 from robust_train.losses import correct
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch, Objective
+from robust_train.nouns import Attack, Batch, Objective, State
 
 BATCH = 128
 
@@ -54,18 +54,18 @@ def trained(objective: Objective, seed: int = 0, epochs: int = 60, without: int 
         images, labels = images[labels != without], labels[labels != without]
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(seed)
-    position, state = torch.arange(BATCH), {}
+    position, counts = torch.arange(BATCH), {}
     update = 0
     for _ in range(epochs):
         order = torch.randperm(len(images), generator=generator)
         for first in range(0, len(images) - BATCH + 1, BATCH):
             rows = order[first : first + BATCH]
             batch = Batch(images[rows], labels[rows], position, rows)
-            loss = objective(network, batch, Key(seed).at(update).rows(position), state)
+            loss = objective(network, batch, Key(seed).at(update).rows(position), State(dict(counts)))
             optimiser.zero_grad()
             loss.total.backward()
             optimiser.step()
-            state |= {name: state.get(name, 0) + value for name, value in loss.counts.items()}
+            counts |= {name: counts.get(name, 0) + value for name, value in loss.counts.items()}
             update += 1
     return network.eval()
 

@@ -139,7 +139,7 @@ def on_two_ranks(place: Place, folder: Path) -> dict[str, Any]:
     found = {}
     for name, stage, part in (("plain", 0, None), ("0", 0, None), ("1", 1, 4), ("2", 2, None), ("2 in parts", 2, 4)):
         make = PlainEngine if name == "plain" else DeepSpeedEngine
-        changes = {"engine": Execution(zero=stage, part=part)}
+        changes = {"engine": Execution(zero=stage, micro_batch=part)}
         with make(faulty_run(folder, "stop", **changes), place) as engine:
             until(engine, AT)
             before, message = everything(engine), ""

@@ -10,7 +10,7 @@ from robust_train.evaluate.accuracy import judged, tally, verdicts
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.small_cnn import SmallCNN
-from robust_train.nouns import Attack
+from robust_train.nouns import Attack, Place
 from tests.evaluate.linear import Linear, Middling
 
 
@@ -28,7 +28,7 @@ class Mirror(Attack):
 def test_an_attack_that_helps_makes_no_image_right():
     """Under the negative exactly the wrong images become right; none of them counts, nor do those that became wrong."""
     data = Middling(50)
-    batch = next(data.validation_batches(None, 50))
+    batch = next(data.validation_batches(Place(), 50))
     clean, robust, adversarial = verdicts(Linear(), batch, Mirror(), Key(0))
     assert 0 < clean.sum() < 50
     assert robust.sum() == 0
@@ -38,7 +38,7 @@ def test_an_attack_that_helps_makes_no_image_right():
 
 
 def test_without_an_attack_both_verdicts_are_the_clean_one():
-    batch = next(Middling(50).validation_batches(None, 50))
+    batch = next(Middling(50).validation_batches(Place(), 50))
     clean, robust, adversarial = verdicts(Linear(), batch, None, Key(0))
     assert torch.equal(clean, robust)
     assert adversarial is batch.images
@@ -56,7 +56,7 @@ def test_a_network_is_judged_in_eval_mode_and_float32_and_given_back_as_it_was()
 
 
 def test_any_function_of_images_can_be_judged():
-    batch = next(Middling(50).validation_batches(None, 50))
+    batch = next(Middling(50).validation_batches(Place(), 50))
     linear = Linear()
     assert torch.equal(
         verdicts(lambda images: linear(images), batch, None, Key(0))[0], verdicts(linear, batch, None, Key(0))[0]
