@@ -33,7 +33,7 @@ def test_an_attack_that_helps_makes_no_image_right():
     assert 0 < clean.sum() < 50
     assert robust.sum() == 0
     assert torch.equal(adversarial, 1 - batch.images)
-    images, right, held = tally(Linear(), data.validation_batches(None, 8), Mirror(), Key(0), "cpu", torch.float32)
+    images, right, held = tally(Linear(), data.validation_batches(Place(), 8), Mirror(), Key(0), "cpu", torch.float32)
     assert (images, right, held) == (50, clean.sum(), 0)
 
 
