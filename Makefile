@@ -1,4 +1,6 @@
-# make demo: install and run the main job on embedded images. make test: install and run every test.
+# make demo: install and run the main job on embedded images.
+# make check: format, lint, types and the tests of seconds. make test: every law, method and command, as CI runs it.
+# make test-all: the long tests and the comparisons with other packages too. docs/testing.md says what is where.
 # make peers: the packages our attacks are compared with; tests/peers and tools.peers use them where they are.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,18 +8,23 @@ INSTALLED := .venv/installed
 # tests marked data want real shards, which come with nobody's clone: they run where these are
 DATA := $(if $(ROBUST_TRAIN_DATA)$(wildcard ../shared/data),,and not data)
 
-.PHONY: demo test check peers clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-all check peers clean
 demo: $(INSTALLED)
 	@$(BIN)/python -m launch.train
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu $(DATA)"
+	$(PYTEST) -m "not long and not gpu $(DATA)"
+
+test-all: $(INSTALLED) .venv/peers
+	$(PYTEST) -m "not gpu $(DATA)"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cluster and not gpu and not browser $(DATA)"
+	$(PYTEST) -m "not slow and not long and not cluster and not gpu and not browser $(DATA)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv: about 2 GB, a minute or two"

@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.tiers"]
+
 # no deadline: a shared machine is slow now and then, and speed is no property that is tested
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
