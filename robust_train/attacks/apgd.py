@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -35,8 +36,8 @@ class APGD(Attack):
     raised the loss, or neither eta nor the best loss has changed since, eta is halved and the search goes on from the
     best point. Croce and Hein 2020 (arXiv 2003.01690, algorithm 1). For L1 (2021, arXiv 2103.01208): a step of signs
     among the k largest gradients, k 2/3 of the pixels that the best point moves (`top` of all at first), no momentum,
-    from radii 3 eps and 2 eps down to eps (to judge; to train at eps alone), each from the best point of the last;
-    eta = eps at first.
+    from radii 3 eps and 2 eps down to eps (`widened`, to judge; to train at eps alone), each from the best point of the
+    last, for 0.3, 0.3 and 0.4 of the steps, the first two rounded up; eta = eps at first.
 
     Untargeted it raises the cross-entropy or the DLR; with `targets` = T the targeted DLR towards each of the T
     likeliest wrong classes of the clean image in turn. A goal given by the caller is raised by untargeted runs.
@@ -55,6 +56,7 @@ class APGD(Attack):
     restarts: int = 1  # runs from independent starts, for each target
     start: Literal["random", "zero"] = "random"  # a random point of the ball's face, or the image
     top: float = 0.2  # L1: share of the pixels that the first steps move; 0.05 to train
+    widened: bool = True  # L1, to judge: from 3 and 2 eps down to eps; AutoAttack's plus and rand do without
     eot: int = 1  # gradients averaged a step, over the network's own randomness
     keep: Literal["fooled", "best"] = "fooled"  # what fools, images that fell set aside; or the largest loss
     compact: int = 10  # steps between two packings of the images that still stand
@@ -89,7 +91,7 @@ class APGD(Attack):
     def cost(self) -> float:
         if self.keep == "best":
             return (2 * self.steps + 1) * self.eot
-        looks = 2 * self.steps + (len(WIDE) if isinstance(self.threat, L1) else 1)
+        looks = 2 * self.steps + len(self._phases(True))
         return 2 + self.restarts * max(1, self.targets) * (looks * self.eot + 1)
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
@@ -134,13 +136,11 @@ class APGD(Attack):
 
     def _ascend(self, see: Sight, images: Tensor, row: Tensor, key: Key, standing: Standing | None) -> Tensor:
         """The best point [b, ...] of one run, of the rows that are left."""
-        phases = WIDE if isinstance(self.threat, L1) and standing is not None else ((1.0, 1.0),)
-        lengths = [int(share * self.steps) for _, share in phases[:-1]]
-        lengths.append(self.steps - sum(lengths))
+        phases = self._phases(standing is not None)
         widest = replace(self.threat, eps=phases[0][0] * number(self.threat.eps))  # type: ignore[type-var]
         point = images if self.start == "zero" else _start(widest, images, key[row].of("start"))
-        for (factor, _), steps in zip(phases, lengths, strict=True):
-            if steps < 1 or (standing is not None and not standing.count):
+        for factor, steps in phases:
+            if standing is not None and not standing.count:
                 continue
             ball = replace(self.threat, eps=factor * number(self.threat.eps))  # type: ignore[type-var]
             last = factor == 1.0  # only there a point counts
@@ -148,6 +148,16 @@ class APGD(Attack):
             walk = _Walk(ball, steps, top, images, row)
             point = walk.run(see, point, key, standing if last else None)
         return point
+
+    def _phases(self, judges: bool) -> list[tuple[float, int]]:
+        """(radius in eps, steps) of a run, in order. A step at least is left for eps itself, where points count."""
+        if not (judges and self.widened and isinstance(self.threat, L1)):
+            return [(1.0, self.steps)]
+        found, left = [], self.steps
+        for factor, share in WIDE[:-1]:
+            steps = min(math.ceil(share * self.steps), left - 1)
+            found, left = [*found, (factor, steps)], left - steps
+        return [phase for phase in [*found, (1.0, left)] if phase[1]]
 
 
 def checkpoints(steps: int, sparse: bool = False) -> tuple[int, ...]:

@@ -35,8 +35,9 @@ class AutoAttack(Attack):
         custom     the attacks that are named
 
     Croce and Hein 2020 (arXiv 2003.01690, section 5); for L1 2021 (arXiv 2103.01208): 5 restarts of apgd-ce and 5
-    targets of apgd-t. K classes have K - 1 targets at most; below 4 the targeted DLR does not exist and below 3 the DLR
-    neither, and those attacks are left out: `cut` says that this is not the version it is called.
+    targets of apgd-t, from wider radii inward; as in the authors' code plus and rand do without both there. K classes
+    have K - 1 targets at most; below 4 the targeted DLR does not exist and below 3 the DLR neither, and those attacks
+    are left out: `cut` says that this is not the version it is called.
     With noise of its own a network is judged by the mean of 100 passes, the same draws for all points: an image is left
     out where none of them is right, and the worst point is the one that is right least often.
     Costs at most what its attacks do; for the standard version 9,700 forwards for an image that stands.
@@ -69,15 +70,15 @@ class AutoAttack(Attack):
             made: tuple[Attack, ...] = (ce, towards, FAB(threat, STEPS, targets), Square(threat, QUERIES))
         elif self.version == "plus":
             made = (
-                APGD(threat, STEPS, "ce", restarts=5),
-                APGD(threat, STEPS, "dlr", restarts=5),
+                APGD(threat, STEPS, "ce", restarts=5, widened=False),
+                APGD(threat, STEPS, "dlr", restarts=5, widened=False),
                 FAB(threat, STEPS, restarts=5),
                 Square(threat, QUERIES),
-                towards,
+                APGD(threat, STEPS, targets=targets, widened=False),
                 FAB(threat, STEPS, targets),
             )
         elif self.version == "rand":
-            made = APGD(threat, STEPS, "ce", eot=DRAWS), APGD(threat, STEPS, "dlr", eot=DRAWS)
+            made = tuple(APGD(threat, STEPS, loss, eot=DRAWS, widened=False) for loss in ("ce", "dlr"))
         else:
             made = self.attacks
         return tuple(attack for attack in made if _possible(attack, classes))

@@ -70,17 +70,18 @@ def sampled(
 ) -> Cells:
     """A bank of `simple` + `complex_` cells. Raises ConfigError where no frequency bin lies in the range.
 
-    In the published order of draws from numpy's RandomState(seed): phases; orientations; then, for all cells together
-    (2020) or for simple and then complex ones (2024), a Gaussian copula of size and frequency, and ny given nx. The
-    control, uniform: orientation U(0, 180), nx, ny and frequency log-uniform, all independent.
+    In the published order of draws from numpy's RandomState(seed), which gives the cells of published networks: phases;
+    orientations; then, for all cells together (2020) or for simple and then complex ones (2024), a Gaussian copula of
+    size and frequency, and ny given nx. The control, uniform: orientation U(0, 180), then frequency (level in octaves
+    inside each bin, bins alike), nx and ny log-uniform, all independent; a bin that ends at sf_max itself is left out.
     """
     random, count = RandomState(seed), simple + complex_
     phase = random.uniform(0, 360, count)
-    edges = kept_edges(sf_min, sf_max)
+    edges = kept_edges(sf_min, sf_max, tables)
     if tables == "uniform":
         orientation = random.uniform(0, 180, count)
-        nx, ny = (10 ** random.uniform(-1, 0.2, count) for _ in range(2))
         frequency = _interpolated(random.uniform(0, 1, count), np.log2(edges), np.ones(len(edges) - 1))
+        nx, ny = (10 ** random.uniform(-1, 0.2, count) for _ in range(2))
         return Cells(2**frequency, orientation, phase, nx, ny)
     measured = MEASURED[tables]
     orientation = _interpolated(random.uniform(0, 1, count), *ORIENTATION)
@@ -92,9 +93,13 @@ def sampled(
     return Cells(frequency, orientation, phase, nx, ny)
 
 
-def kept_edges(sf_min: float, sf_max: float) -> np.ndarray:
-    """The edges of frequency bins from sf_min to sf_max. ConfigError where they hold no bin."""
-    edges = np.array([edge for edge in FREQUENCY_EDGES if sf_min <= edge <= sf_max])
+def kept_edges(sf_min: float, sf_max: float, tables: Tables = 2020) -> np.ndarray:
+    """The edges of frequency bins from sf_min to sf_max. ConfigError where they hold no bin.
+
+    In the published code sf_max may be an edge of the measured tables, and may not of the control's.
+    """
+    kept = [edge for edge in FREQUENCY_EDGES if sf_min <= edge <= sf_max]
+    edges = np.array([edge for edge in kept if edge < sf_max or tables != "uniform"])
     if len(edges) < 2:
         raise ConfigError(
             f"sf_min={sf_min:g} to sf_max={sf_max:g} cycles a degree holds no whole bin of the measured frequencies: "

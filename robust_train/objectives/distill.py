@@ -31,9 +31,10 @@ class Distill(Objective):
 
     Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): no attack. ARD, Goldblum et al. 2020 (arXiv 1905.09747): an attack
     that raises the label's loss, beta 1. RSLAD, Zi et al. 2021 (arXiv 2108.07969): one that raises KL(t || s(x')),
-    alpha 1, T 1, beta 5/6. Teachers see the same augmented view as the student, in eval mode, with their noise on; none
-    of them gets a gradient. Costs draws x teachers forwards, and 3 for each view the student learns from (the clean one
-    where beta or alpha is below 1), and the attack.
+    alpha 1, T 1, beta 5/6. Their code averages the divergence over the classes too, so that KL is 1/C of the formula's,
+    and the learning rates and decay that go with it: `kl_of` classes. Teachers see the same augmented view as the
+    student, in eval mode, with their noise on; none of them gets a gradient. Costs draws x teachers forwards, and 3 for
+    each view the student learns from (the clean one where beta or alpha is below 1), and the attack.
     """
 
     teachers: tuple[str, ...]  # checkpoints or folders of runs; or one ensemble's YAML file
@@ -44,6 +45,7 @@ class Distill(Objective):
     attack: Attack | None = None  # what makes x'; null: clean images alone
     beta: Number = 1.0  # share of the attacked images in the soft term, where there is an attack
     raises: Literal["label", "teacher"] = "label"  # what the attack raises: H(s(x'), y), or KL(t || s(x'))
+    kl_of: Literal["image", "classes"] = "image"  # KL is a sum over classes, or their mean as in RSLAD's and ARD's code
     teacher_sees: Literal["clean", "attacked"] = "clean"  # t is said of x, or of x' (then beta must be 1)
     teacher_precision: Precision = "bf16"  # of the teachers' forwards
 
@@ -51,7 +53,8 @@ class Distill(Objective):
     - {teachers: [NETWORK/0, NETWORK/1], draws: 2, teacher_precision: fp32}
     - {teachers: [NETWORK/0, NETWORK/1], alpha: 0.7, mean: probabilities, teacher_precision: fp32,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
-    - {teachers: [NETWORK/1], temperature: 1.0, alpha: 1.0, beta: 5/6, raises: teacher, teacher_precision: fp32,
+    - {teachers: [NETWORK/1], temperature: 1.0, alpha: 1.0, beta: 5/6, raises: teacher, kl_of: classes,
+      teacher_precision: fp32,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
     - {teachers: [NETWORK/0], teacher_sees: attacked, teacher_precision: fp32,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
@@ -111,6 +114,8 @@ class Distill(Objective):
                 soft.append(beta * kl(attacked / heat, said).mean())
 
         distilled = heat**2 * torch.stack(soft).sum()
+        if self.kl_of == "classes":
+            distilled = distilled / said.shape[1]
         metrics |= {"loss/distill": distilled, "accuracy/teachers": correct(said, batch.targets).mean()}
         return Loss(total + alpha * distilled, metrics)
 

@@ -14,12 +14,31 @@ from robust_train.attacks.msd import MSD
 from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key, uniform
 from robust_train.losses import correct, cross_entropy
-from robust_train.nouns import Attack, Batch, Loss, Objective, State
+from robust_train.nouns import Attack, Batch, Goal, Loss, Objective, Raising, Score, State
 from robust_train.read.registry import objectives
 from robust_train.threats.ball import Ball
 from robust_train.threats.weights import Weights
 
+PLAIN = (0, "label", None)  # values of an attack's `targets` that name no other class
 SEEN, RIGHT = "generalized/seen", "generalized/right"  # counts a threat model: images trained on, those right of them
+
+
+@dataclass(frozen=True, eq=False)
+class Watching(Goal):
+    """The labels' cross-entropy, and who was right at every point that it was asked about. Costs nothing beside it."""
+
+    right: Tensor  # [B] of the images, ones at first; written to
+
+    def of(self, network: Any, images: Tensor, targets: Tensor, key: Key) -> Score:
+        score = Raising(cross_entropy).of(network, images, targets, key)
+
+        def watched(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            value, logits = score(points, rows)
+            now = correct(logits.detach(), targets[rows]).to(self.right.dtype)
+            self.right.scatter_reduce_(0, rows, now, "amin")
+            return value, logits
+
+        return watched
 
 
 @objectives.register("generalized")
@@ -37,7 +56,9 @@ class Generalized(Objective):
     threat model to the set: the loss of clean images at w + v, with v taken for each group of images alone (no
     collective); beside msd it is averaged with MSD's loss. maximum chooses each image's attack before the one training
     forward, with running statistics and without dropout. accuracy_i: right among all images trained on so far under i,
-    from `state.counts`, which sampling reads on the host; equal until all were seen.
+    from `state.counts`, which sampling reads on the host; equal until all were seen. Right in the training forward, at
+    the point found; or, with `right_in` attack, at every point that the attack looked at, in its mode, as E-AT's code
+    has it: fewer, and the fewer the stronger the attack.
 
     Costs, for attacks of c_i: average sum (c_i + 3); maximum sum (c_i + 1) + 3, for one attack c + 3; msd K (2 + n) +
     3; sample, on average, mean c_i + 3. `weights` is a term of 6 (among those sampled: of c_i = 3).
@@ -46,6 +67,7 @@ class Generalized(Objective):
     attacks: tuple[Attack, ...]  # each with its threat model; for msd PGD on balls, alike but for step_size
     join: Literal["average", "maximum", "msd", "sample"]  # how their losses become one
     weights: Weights | None = None  # perturb the weights too; null: images only
+    right_in: Literal["training", "attack"] = "training"  # sample: where accuracy_i is counted; attack: as E-AT's code
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attacks' losses have none
 
     examples = """
@@ -61,6 +83,9 @@ class Generalized(Objective):
     - {join: sample, attacks: [
       {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05},
       {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2}]}
+    - {join: sample, right_in: attack, attacks: [
+      {use: apgd, threat: {use: linf, eps: 0.1}, steps: 2, keep: best},
+      {use: pgd, threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.2}]}
     - {join: sample, weights: {gamma: 0.01, group: 4}, attacks: [
       {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}]}
     """
@@ -68,6 +93,17 @@ class Generalized(Objective):
     def __post_init__(self) -> None:
         if not self.attacks:
             raise ValueError("attacks is empty: name one or more of them")
+        if self.right_in == "attack":
+            if self.join != "sample" or self.weights is not None:
+                raise ValueError("right_in=attack counts for sampling among attacks on images: join=sample, no weights")
+            other = [
+                a for a in self.attacks if getattr(a, "loss", "ce") != "ce" or getattr(a, "targets", 0) not in PLAIN
+            ]
+            if other:
+                raise ValueError(
+                    f"right_in=attack follows an attack that raises the labels' loss, and {other[0].use!r} "
+                    "here raises another: use loss=ce without targets, or right_in=training"
+                )
         if self.join == "msd":
             wrong = [a for a in self.attacks if not (isinstance(a, PGD) and isinstance(a.threat, Ball))]
             if wrong:
@@ -89,8 +125,9 @@ class Generalized(Objective):
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
         chosen = self._draw(key.of("choice"), state) if self.join == "sample" else None
         attacks, weights = self._of_this_update(chosen)
+        watch = Watching(batch.images.new_ones(len(batch.images))) if self.right_in == "attack" else None
         found = [
-            attack(network, batch.images, batch.targets, key.of("attack").at(number))
+            attack(network, batch.images, batch.targets, key.of("attack").at(number), watch)
             for number, attack in attacks.items()
         ]
 
@@ -105,7 +142,7 @@ class Generalized(Objective):
         metrics = {"loss/robust": total, "accuracy/attacked": right.amin(0).mean()}
         if self.join == "average":
             metrics |= {f"loss/{name}": loss for name, loss in zip(self.names, losses.mean(1), strict=True)}
-        return Loss(total, metrics, {} if chosen is None else self._counts(chosen, right[0]))
+        return Loss(total, metrics, {} if chosen is None else self._counts(chosen, watch.right if watch else right[0]))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -151,7 +152,8 @@ def test_every_step_is_the_published_algorithms(norm: str) -> None:
 def plain_l1(network: Network, image: Tensor, label: int, start: Tensor, eps: float, steps: int) -> Tensor:
     """L1's ascent for one image as its paper and code have it: three radii, each from the last one's best point."""
     total, point = image.numel(), start
-    for factor, count in ((3, int(0.3 * steps)), (2, int(0.3 * steps)), (1, steps - 2 * int(0.3 * steps))):
+    first = math.ceil(0.3 * steps)
+    for factor, count in ((3, first), (2, first), (1, steps - 2 * first)):
         ball, size = L1(factor * eps), factor * eps
         point = image + ball.project(image[None], (point - image)[None])[0]
         moved = int((point != image).sum())
@@ -190,6 +192,17 @@ def test_in_l1_the_radius_shrinks_and_moves_are_as_sparse_as_the_best_point(step
     for row in range(4):
         expected = plain_l1(network, images[row], int(labels[row]), begun[row], eps, steps)
         assert_close(standing.found[row], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (10, [3, 3, 4]), (25, [8, 8, 9]), (100, [30, 30, 40])]
+)
+def test_the_three_radii_have_the_published_steps(steps: int, lengths: list[int]) -> None:
+    """0.3, 0.3 and 0.4 of them, the first two rounded up, where a step is left for the last."""
+    assert [length for _, length in APGD(L1(0.2), steps)._phases(True)] == lengths
+    assert APGD(L1(0.2), steps)._phases(True)[-1][0] == 1.0
+    for alone in (APGD(L1(0.2), steps, widened=False)._phases(True), APGD(L1(0.2), steps)._phases(False)):
+        assert alone == [(1.0, steps)]
 
 
 def test_packing_changes_no_verdict_and_no_point_of_what_stands() -> None:

@@ -53,6 +53,12 @@ def test_its_versions_are_the_published_ones() -> None:
     plus = AutoAttack(L2(0.5), "plus").members(10)
     assert [attack.label for attack in plus] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     assert [plus[number].restarts for number in range(3)] == [5, 5, 5]
+    assert [plus[number].targets for number in (4, 5)] == [9, 9]
+    sparse = AutoAttack(L1(10.0), "plus").members(10)
+    assert [getattr(attack, "targets", None) for attack in sparse] == [0, 0, 0, None, 9, 9]
+    for version in ("plus", "rand"):  # wider radii are the standard version's alone, in the authors' code
+        made = AutoAttack(L1(10.0), version).members(10)
+        assert not any(attack.widened for attack in made if isinstance(attack, APGD))
     drawn = AutoAttack(Linf(0.1), "rand").members(10)
     assert [(attack.label, attack.eot, attack.restarts) for attack in drawn] == [
         ("apgd-ce", 20, 1),

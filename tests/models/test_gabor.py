@@ -226,13 +226,29 @@ def test_the_uniform_control_is_uniform_and_independent() -> None:
     assert together.max() < 5 / math.sqrt(MANY)
 
 
+@pytest.mark.parametrize(("sf_max", "ends"), [(9.0, 8.0), (8.0, 5.6), (11.3, 11.2)])
+def test_the_control_is_the_published_draw(sf_max: float, ends: float) -> None:
+    """Phase, orientation, frequency, nx, ny, each from numpy's legacy generator; no bin that ends at sf_max itself."""
+    cells, draw = sampled(3, 4, "uniform", 5, 0.0, sf_max, 0.75), np.random.RandomState(5)
+    phase, orientation, level, nx, ny = (draw.rand(7) for _ in range(5))
+    edges = np.log2([edge for edge in FREQUENCY if edge <= ends])
+    np.testing.assert_allclose(cells.phase, 360 * phase)
+    np.testing.assert_allclose(cells.orientation, 180 * orientation)
+    place = level * (len(edges) - 1)
+    whole = place.astype(int)
+    octaves = edges[whole] + (place - whole) * (edges[whole + 1] - edges[whole])
+    np.testing.assert_allclose(cells.frequency, 2**octaves)
+    np.testing.assert_allclose(cells.nx, 10 ** (-1 + 1.2 * nx))
+    np.testing.assert_allclose(cells.ny, 10 ** (-1 + 1.2 * ny))
+
+
 @pytest.mark.parametrize("tables", [2020, 2024, "uniform"])
 @pytest.mark.parametrize("sf", [(0.5, 2.0), (2.0, 5.6), (5.6, 11.2)])
 def test_a_range_of_frequencies_keeps_its_bins_and_their_shares(tables: Tables, sf: tuple[float, float]) -> None:
     """The low, middle and high variants."""
     first, last = FREQUENCY.index(sf[0]), FREQUENCY.index(sf[1])
     counts = COUNTS.get((tables, "simple"), [1] * 9)[first:last]
-    x = bank(tables, sf=sf).frequency
+    x = bank(tables, sf=(sf[0], sf[1] + 0.01)).frequency  # the control has no bin that ends at the limit itself
     assert sf[0] <= x.min() < 1.05 * sf[0]
     assert sf[1] / 1.05 < x.max() <= sf[1]
     assert chi_square(np.histogram(x, FREQUENCY[first : last + 1])[0], counts) > SURE

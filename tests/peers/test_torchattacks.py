@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,3 +56,14 @@ def test_where_gradients_vanish_the_l2_step_of_torchattacks_shrinks_and_ours_doe
     length = 1e-9 * 8 / 2 / 4
     assert_close(threat.distance(images, ours), torch.full((4,), 0.5), rtol=1e-5, atol=0)
     assert_close(threat.distance(images, theirs), torch.full((4,), 0.5 * length / (length + 1e-10)), rtol=1e-4, atol=0)
+
+
+def test_what_our_pages_say_of_its_defaults() -> None:
+    """docs/methods/attack-survey.md and robust-evaluation.md, of 3.5.1: other attacks under the same names."""
+    import torchattacks
+
+    network = small_cnn()
+    assert inspect.signature(torchattacks.CW.__init__).parameters["c"].default == 1  # and no search over it
+    assert inspect.signature(torchattacks.Square.__init__).parameters["resc_schedule"].default is True
+    cascade = torchattacks.AutoAttack(network)._autoattack.attacks
+    assert [getattr(attack, "steps", None) for attack in cascade] == [10, 10, 10, None]
