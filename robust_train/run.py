@@ -67,6 +67,11 @@ class Run:
                 "targets: set one of them to 0"
             )
 
+        if (kept := getattr(self.objective, "batch", self.batch)) != self.batch:
+            raise ValueError(
+                f"objective.batch={kept} keeps so many images, and batch={self.batch}: say one number twice"
+            )
+
     @classmethod
     def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:
         """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError."""

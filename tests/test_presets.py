@@ -58,6 +58,11 @@ EPOCHS = {
     "cifar/rn18-generalized-sample": 80,
     "cifar/rn18-trades": 76,
     "cifar/wrn34-10-trades": 76,
+    "cifar/rn18-mart": 120,
+    "cifar/rn18-awp": 200,
+    "cifar/wrn34-10-trades-awp": 200,
+    "cifar/wrn34-10-free8": 205,
+    "cifar/rn18-grad-align": 30,
     "cifar/small": 10,
     "cifar/small-plain": 10,
 }

@@ -117,6 +117,9 @@ class ToyImages(Dataset):
     def names(self) -> list[str]:
         return [str(label) for label in range(CLASSES)]
 
+    def train_size(self) -> int:
+        return self.number
+
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         images, targets = pictures(self.number)
         share = batch // place.world

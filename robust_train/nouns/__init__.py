@@ -21,6 +21,7 @@ from robust_train.nouns.roots import (
     Tensors,
     Threat,
     Transform,
+    Weighting,
 )
 from robust_train.nouns.samples import PIXELS, Batch, Extra, Place, Scale, Shape
 from robust_train.nouns.schedule import Noun, Schedule, at, number, within
@@ -53,6 +54,7 @@ __all__ = [
     "Tensors",
     "Threat",
     "Transform",
+    "Weighting",
     "at",
     "number",
     "within",

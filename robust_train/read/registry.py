@@ -5,8 +5,8 @@
     class PGD(Attack): ...
 
 From then on a field of type `Attack` reads `{use: pgd, steps: 10, ...}`, or `pgd` alone where nothing else need be
-said. A registry knows its noun's folder and imports the modules in it when it is first asked for a name: a new one is
-a new file, and nothing else.
+said. A registry knows its noun's folder and imports the modules in it, and in folders of it, when it is first asked for
+a name: a new one is a new file, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from robust_train.nouns import (
     Schedule,
     Threat,
     Transform,
+    Weighting,
 )
 from robust_train.read.errors import ConfigError, nearest
 
@@ -67,8 +68,9 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
             try:
                 for home in self.homes:
                     package = import_module(home)
-                    for name in sorted(found.name for found in pkgutil.iter_modules(getattr(package, "__path__", ()))):
-                        import_module(f"{home}.{name}")
+                    inside = pkgutil.walk_packages(getattr(package, "__path__", ()), f"{home}.", _raised)
+                    for name in sorted(found.name for found in inside):
+                        import_module(name)
             except BaseException:
                 self._filled = False
                 raise
@@ -123,6 +125,10 @@ class Registry(Mapping[str, type[Root]], Generic[Root]):
         return f"{name!r} is no {self.noun}{nearest(name, names)} (known: {', '.join(names) or 'none'})"
 
 
+def _raised(name: str) -> None:
+    """What a folder's own error is: itself. It is raised again where the folder is imported."""
+
+
 def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -138,6 +144,7 @@ mixings: Registry[Mixing] = Registry(Mixing, "robust_train.data")
 schedules: Registry[Schedule] = Registry(Schedule, "robust_train.engines.schedule")
 evaluators: Registry[Evaluator] = Registry(Evaluator, "robust_train.evaluate")
 transforms: Registry[Transform] = Registry(Transform, "robust_train.compress")
+weightings: Registry[Weighting] = Registry(Weighting, "robust_train.objectives")
 
 registries: dict[str, Registry[Any]] = {
     "threats": threats,
@@ -151,5 +158,6 @@ registries: dict[str, Registry[Any]] = {
     "schedules": schedules,
     "evaluators": evaluators,
     "transforms": transforms,
+    "weightings": weightings,
 }
 """Every registry by the name that `--list` takes."""

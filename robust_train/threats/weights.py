@@ -45,10 +45,7 @@ class Weights:
         Raises ConfigError where this process does not hold whole weights (ZeRO-3).
         """
         plain = getattr(network, "plain", network)  # an engine's wrapper would reduce gradients of the direction
-        if any(hasattr(parameter, "ds_id") for parameter in plain.parameters()):
-            raise ConfigError(
-                "weights: their perturbation needs whole tensors, and ZeRO-3 shards them. Use engine.zero=2 or below"
-            )
+        refuse_cut(plain)
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
         logits = []
         for first in range(0, len(images), self.group):
@@ -63,14 +60,18 @@ class Weights:
         self, network: Any, images: Tensor, targets: Tensor, loss: PerImage = cross_entropy
     ) -> dict[str, Tensor]:
         """v by parameter name. BatchNorm as it stands, nothing recorded; parameters and their gradients untouched."""
-        weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if _moves(name, p)}
+        weights = {name: p.detach().requires_grad_() for name, p in network.named_parameters() if moves(name, p)}
         with torch.enable_grad(), network.attacked(network.now.norm):
             total = loss(moved(network, weights)(images), targets).sum()
             gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        return self.along(dict(zip(weights, gradients, strict=True)), weights)
+
+    def along(self, gradients: Mapping[str, Tensor | None], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """v by name, of gradients and weights by name: of those that move and that the loss saw."""
         return {
-            name: self.step(weight, gradient)
-            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            if gradient is not None  # a head that this forward does not use
+            name: self.step(weights[name], gradient)
+            for name, gradient in gradients.items()
+            if gradient is not None and moves(name, weights[name])  # None: a head that this forward does not use
         }
 
     def step(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -91,6 +92,14 @@ def moved(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return deepcopy(network, shared | {id(parameters[name]): tensor for name, tensor in weights.items()})
 
 
-def _moves(name: str, parameter: Tensor) -> bool:
+def refuse_cut(network: nn.Module) -> None:
+    """ConfigError where this process does not hold whole weights."""
+    if any(hasattr(parameter, "ds_id") for parameter in network.parameters()):
+        raise ConfigError(
+            "weights: their perturbation needs whole tensors, and ZeRO-3 shards them. Use engine.zero=2 or below"
+        )
+
+
+def moves(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a weight in the paper's sense: a trained one called so, of more than one dimension."""
     return parameter.requires_grad and parameter.dim() > 1 and name.endswith("weight")

@@ -7,6 +7,10 @@ dropped. Some seconds a network on one core.
 
 from __future__ import annotations
 
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 from robust_train.keyed import Key
 from robust_train.losses import correct
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch, Objective, State
+from robust_train.nouns import Attack, Batch, Objective, Shape, State, at
 
 BATCH = 128
 
@@ -44,10 +48,23 @@ def mlp(seed: int) -> Network:
     return Network(nn.Sequential(*layers[:-1]), classes=10, stages=("1", "3"))
 
 
-def trained(objective: Objective, seed: int = 0, epochs: int = 60, without: int | None = None) -> Network:
-    """A network after `epochs` of the objective; the objective's counts are kept as an engine keeps them.
+class Described:
+    """What an objective asks of a data set for its parts."""
 
-    without: a digit whose training images are left out.
+    classes: int = 10
+    shape: Shape = (1, 8, 8)
+
+    def train_size(self) -> int:
+        """Training images."""
+        return 1297
+
+
+def trained(
+    objective: Objective, seed: int = 0, epochs: int = 60, without: int | None = None, times: int = 1
+) -> Network:
+    """A network after `epochs` of the objective; its counts and settled parts are kept as an engine keeps them.
+
+    without: a digit whose training images are left out. times: updates in a row on each batch; epochs / times in all.
     """
     network, (images, labels, _, _) = mlp(seed), digits()
     if without is not None:
@@ -55,18 +72,24 @@ def trained(objective: Objective, seed: int = 0, epochs: int = 60, without: int 
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(seed)
     position, counts = torch.arange(BATCH), {}
-    update = 0
-    for _ in range(epochs):
+    torch.manual_seed(seed)  # of what parts draw
+    parts = {name: part.module for name, part in objective.parts(network, Described()).items()}  # type: ignore[arg-type]
+    update, updates = 0, epochs // times * (len(images) // BATCH) * times
+    for _ in range(epochs // times):
         order = torch.randperm(len(images), generator=generator)
         for first in range(0, len(images) - BATCH + 1, BATCH):
             rows = order[first : first + BATCH]
             batch = Batch(images[rows], labels[rows], position, rows)
-            loss = objective(network, batch, Key(seed).at(update).rows(position), State(dict(counts)))
-            optimiser.zero_grad()
-            loss.total.backward()
-            optimiser.step()
-            counts |= {name: counts.get(name, 0) + value for name, value in loss.counts.items()}
-            update += 1
+            for _ in range(times):
+                now = at(objective, update, updates)
+                loss = now(network, batch, Key(seed).at(update).rows(position), State(dict(counts), parts))
+                optimiser.zero_grad()
+                loss.total.backward()
+                optimiser.step()
+                counts |= {name: counts.get(name, 0) + value for name, value in loss.counts.items()}
+                with torch.no_grad():
+                    now.settle(network, State(dict(counts), parts), loss.sums, update, updates)
+                update += 1
     return network.eval()
 
 
@@ -81,3 +104,22 @@ def verdicts(network: Network, attack: Attack | None = None, targets: Tensor | N
 
 def accuracy(network: Network, attack: Attack | None = None) -> float:
     return float(verdicts(network, attack).mean())
+
+
+def table(arms: Mapping[str, Callable[[int], Mapping[str, float]]], seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """Print a row an arm: mean and standard error over the seeds of whatever it measures of each. One thread.
+
+    Arguments of the command are the arms to be measured; none: all.
+    """
+    torch.set_num_threads(1)
+    for name, arm in arms.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        began = time.monotonic()
+        found = [arm(seed) for seed in seeds]
+        said = []
+        for what in found[0]:
+            values = torch.tensor([each[what] for each in found], dtype=torch.float64)
+            error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            said.append(f"{what} {float(values.mean()):.3f} +- {error:.3f}")
+        print(f"{name}: {', '.join(said)} ({(time.monotonic() - began) / len(seeds):.0f} s a seed)", flush=True)

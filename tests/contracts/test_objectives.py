@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.testing import assert_close
 from robust_train.keyed import Key
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
-from robust_train.nouns import Batch, State
+from robust_train.nouns import Batch, Objective, State
 from robust_train.objectives import distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
 from robust_train.read.registry import objectives
@@ -59,6 +61,24 @@ def a_batch() -> tuple[Batch, Key]:
     return Batch(images, position % 3, position, position + 100), Key(3).at(7).rows(position)
 
 
+@dataclass(frozen=True)
+class Small:
+    """As much of a data set as an objective asks for its parts."""
+
+    shape = (1, 8, 8)
+    classes = 3
+
+    def train_size(self) -> int:
+        return 128
+
+
+def state_of(objective: Objective, network: Network) -> State:
+    """Before the first update: the objective's parts, where it has any."""
+    torch.manual_seed(4)
+    parts = objective.parts(network, Small())  # type: ignore[arg-type]
+    return State(parts={name: part.module.double() for name, part in parts.items()})
+
+
 def gradient_of(total: torch.Tensor, network: Network) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(network.parameters()))])
 
@@ -77,7 +97,7 @@ class Scaled(nn.Module):
 @every
 def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objective):
     network, (batch, key) = convolutional(), a_batch()
-    loss = objective(network, batch, key, State())
+    loss = objective(network, batch, key, state_of(objective, network))
     assert loss.total.shape == ()
     gradient = gradient_of(loss.total, network)
     assert gradient.isfinite().all()
@@ -85,7 +105,7 @@ def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objecti
     assert all(parameter.grad is None for parameter in network.parameters())
     assert loss.metrics
     for name, value in loss.metrics.items():
-        assert name.split("/")[0] in ("loss", "accuracy"), name
+        assert name.split("/")[0] in ("loss", "accuracy", "weight"), name
         assert value.shape == ()
     assert all(0 <= value <= 1 for name, value in loss.metrics.items() if name.startswith("accuracy/"))
 
@@ -94,10 +114,12 @@ def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objecti
 def test_parts_of_a_batch_are_the_batch(objective):
     """Whole groups of BatchNorm and of mixing: losses, metrics and gradients average, counts add up. Masks are on."""
     network, (batch, key) = convolutional(), a_batch()
-    whole = objective(network, batch, key, State())
+    whole = objective(network, batch, key, state_of(objective, network))
     recorded = network.recorded()
     network.move(None)
-    parts = [objective(network, batch[rows], key[rows], State()) for rows in (slice(0, 4), slice(4, 8))]
+    parts = [
+        objective(network, batch[rows], key[rows], state_of(objective, network)) for rows in (slice(0, 4), slice(4, 8))
+    ]
     assert 8 % objective.groups() == 0
     assert_close(sum(part.total for part in parts) / 2, whole.total, rtol=1e-12, atol=0)
     for name, value in whole.metrics.items():
@@ -115,7 +137,7 @@ def test_attacks_record_no_statistics(objective):
     recorded = []
     for steps in (1, 3):
         network, (batch, key) = convolutional(), a_batch()
-        of_steps(objective, steps)(network, batch, key, State())
+        of_steps(objective, steps)(network, batch, key, state_of(objective, network))
         recorded.append(float(network.recorded()[-1]) / 2)  # two groups of four
     assert recorded[0] == recorded[1]
     assert recorded[0] in (1, 2, 3, 4)
@@ -136,10 +158,11 @@ def test_an_update_costs_what_it_says(objective):
         spared = forward[0] / sum(forward)  # the weights' direction needs no gradient of the first layer's input
     found: dict[int, float] = {}  # by the member drawn, where one is
     for update in range(40 if getattr(objective, "join", None) == "sample" else 1):
+        state = state_of(objective, network)
         with counting() as flops:
-            loss = objective(network, batch, key.at(update), State())
+            loss = objective(network, batch, key.at(update), state)
             torch.autograd.grad(loss.total, list(network.parameters()))
-        found[int(loss.counts[SEEN].argmax()) if loss.counts else 0] = sum(flops) / sum(forward)
+        found[int(loss.counts[SEEN].argmax()) if SEEN in loss.counts else 0] = sum(flops) / sum(forward)
     if len(found) > 1:
         assert len(found) == len(objective.names)
         spared /= len(found)
@@ -150,16 +173,19 @@ def test_an_update_costs_what_it_says(objective):
 def test_one_hot_distributions_are_labels(objective):
     network, (batch, key) = convolutional(), a_batch()
     soft = Batch(batch.images, F.one_hot(batch.targets, 3).double(), batch.position, batch.sample)
-    hard, same = objective(network, batch, key, State()), objective(network, soft, key, State())
+    hard, same = (
+        objective(network, batch, key, state_of(objective, network)),
+        objective(network, soft, key, state_of(objective, network)),
+    )
     assert_close(same.total, hard.total, rtol=1e-6, atol=0)
 
 
 @every
 def test_the_key_alone_decides(objective):
     network, (batch, key) = convolutional(), a_batch()
-    first = objective(network, batch, key, State()).total
+    first = objective(network, batch, key, state_of(objective, network)).total
     torch.manual_seed(55)
-    assert torch.equal(objective(network, batch, key, State()).total, first)
+    assert torch.equal(objective(network, batch, key, state_of(objective, network)).total, first)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +193,7 @@ def test_the_key_alone_decides(objective):
 )
 def test_counts_are_of_the_member_drawn(objective):
     network, (batch, key) = convolutional(), a_batch()
-    counts = objective(network, batch, key, State()).counts
+    counts = objective(network, batch, key, state_of(objective, network)).counts
     assert counts[SEEN].sum() == len(batch)
     assert (counts[SEEN] > 0).sum() == 1
     assert (counts[RIGHT] <= counts[SEEN]).all()

@@ -43,6 +43,9 @@ class Counts(TorchDispatchMode):
             self.counts["read"] += 1
         elif name[2] == "convolution" and args[1].shape == self.layer:
             self.counts["forward"] += len(args[0])
+        elif name[2] == "convolution" and found.shape == self.layer:
+            # the weight's gradient where a backward is differentiated: images and channels change places
+            self.counts["weight"] += args[0].shape[1]
         elif name[2] == "convolution_backward" and args[2].shape == self.layer:
             self.counts["input"] += len(args[1]) * args[10][0]
             self.counts["weight"] += len(args[1]) * args[10][1]
