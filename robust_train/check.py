@@ -15,6 +15,7 @@ import torch
 from robust_train import checkpoint
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine
+from robust_train.engines.pieces import refuse_pieces
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.forecast import rehearse
 from robust_train.nouns import Attack, Place, Schedule, within
@@ -28,6 +29,7 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
     in_order(run)
+    refuse_pieces(run)
     size = micro_batch_size(run, world)
     for _, attack in within(run, Attack):
         refuse_unboxed(run.data.scale, attack.use)
@@ -55,8 +57,11 @@ def in_order(run: Run) -> None:
 
 
 def check_room(run: Run, engine: Engine) -> list[str]:
-    """Whether disk and device hold what `engine` will need, in words. Raises ConfigError if not. No collective."""
-    weights = sum(parameter.numel() for parameter in engine.module.parameters())
+    """Whether disk and device hold what `engine` will need, in words. Raises ConfigError if not.
+
+    No collective but, under ZeRO 3, of one whole copy of the weights: all ranks call it.
+    """
+    weights, _ = engine.holding.numbers()
     lines = [f"network: {weights:,} weights"]
     if engine.place.leads:
         lines.append(room(run, engine))
@@ -98,8 +103,8 @@ def room(run: Run, engine: Engine) -> str:
 
 def checkpoint_bytes(run: Run, engine: Engine) -> int:
     """Bytes of one checkpoint: the model's tensors, the optimiser's moments of what is trained, average, parts."""
-    model = sum(tensor.nbytes for tensor in engine.module.model.state_dict().values())
-    trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
+    weights, trained = (count * engine.dtype.itemsize for count in engine.holding.numbers())
+    model = weights + sum(value.nbytes for value in engine.module.model.buffers())
     parts = sum(tensor.nbytes for tensor in engine.parts.held()[0].values())
     parts += sum(2 * parameter.nbytes for own in engine.parts.trained.values() for parameter in own.values())
     return model + moments(run) * trained + (model if run.average is not None else 0) + parts
@@ -112,10 +117,11 @@ def moments(run: Run) -> int:
 
 def memory(run: Run, engine: Engine) -> str:
     """Whether the device holds gradients, moments and autograd's share of a micro-batch, measured by a rehearsal."""
-    world = engine.place.world
-    trained = sum(parameter.nbytes for parameter in engine.module.parameters() if parameter.requires_grad)
-    shared = world if run.engine.zero else 1  # ZeRO cuts the optimiser's state over the ranks
-    steady = trained + moments(run) * trained // shared
+    world, execution = engine.place.world, run.engine
+    weights, trained = (count * engine.dtype.itemsize for count in engine.holding.numbers())
+    kept = 0 if "optimiser" in execution.offload and engine.device.type != "cpu" else moments(run) * trained
+    steady = trained // (world if execution.zero > 1 else 1) + kept // (world if execution.zero else 1)
+    steady += weights * execution.copy
     each = activation_bytes(run, engine)
     wanted, have = steady + engine.micro_batch * each, available(engine.place)
     said = f"about {_size(wanted)} for micro-batches of {engine.micro_batch:,} images ({_size(each)} an image)"
@@ -143,9 +149,10 @@ def activation_bytes(run: Run, engine: Engine) -> int:
         rehearse(run, engine, engine.micro_batch)
         return math.ceil((torch.cuda.max_memory_allocated(engine.device) - before) / engine.micro_batch)
     size = min(engine.micro_batch, max(2, run.unit()))  # two: BatchNorm needs more than one value a channel
-    held = Held({parameter.untyped_storage().data_ptr() for parameter in engine.module.parameters()})
-    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
-        rehearse(run, engine, size)
+    with engine.whole(averaged=False) as network:
+        held = Held({parameter.untyped_storage().data_ptr() for parameter in network.parameters()})
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+            rehearse(run, engine, size, network)
     return held.most // size
 
 

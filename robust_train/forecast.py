@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from robust_train.engines.engine import Engine
+from robust_train.engines.pieces import once_differentiated
 from robust_train.keyed import Key
+from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Extra, at
 from robust_train.read.errors import ConfigError
 from robust_train.records.progress import duration
@@ -66,19 +68,22 @@ def forecast(run: Run, engine: Engine, devices: int | None = None, tries: int = 
     return Forecast(left, run.objective.cost(), pace, run.batch, devices, cluster.rate, cluster.unit)
 
 
-def rehearse(run: Run, engine: Engine, size: int) -> None:
+def rehearse(run: Run, engine: Engine, size: int, network: Network | None = None) -> None:
     """The attack, forward and backward of a micro-batch of `size` made-up images: an update between reductions.
 
-    Draws no data, moves no weights, no statistics and no gradients, uses no collective, and calls the plain network.
-    Raises ConfigError where the device's memory does not hold it.
+    Draws no data, moves no weights, no statistics and no gradients, uses no collective but ZeRO 3's gathers. network:
+    another than the engine's: its whole weights, for no gathers. Raises ConfigError where the device's memory does not
+    hold it.
     """
-    network, objective = engine.module, at(run.objective, min(engine.updates, run.updates - 1), run.updates)
+    network = network or engine.network
+    objective = at(run.objective, min(engine.updates, run.updates - 1), run.updates)
     batch = made_up(run.data, size, engine.device, engine.dtype)
     key = Key(run.seed).of("rehearsal").rows(batch.position)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     recorded = [norm.recorded.clone() for norm in network.batchnorms]
     try:
-        loss = objective(network, run.mix(batch, key), key, engine.state)
+        with once_differentiated(run, parameters):
+            loss = objective(network, run.mix(batch, key), key, engine.state)
         engine.parts.backward(loss.of, 1.0, retain=loss.total is not None)
         if loss.total is not None and parameters:
             torch.autograd.grad(loss.total, parameters, allow_unused=True)

@@ -243,9 +243,9 @@ def picture(run: Run, engine: Engine, attack: Attack, count: int = 8) -> bytes:
     """A PNG of the first validation images, clean, attacked, and their difference, with what the network says."""
     batch = next(filter(len, run.data.validation_batches(Place(), count))).to(engine.device, engine.dtype)
     key = Key(run.seed).of("picture").rows(batch.sample)
-    with engine.using_average(), judged(engine.module, key), torch.no_grad():
-        adversarial = attack(engine.module, batch.images, batch.targets, key)
-        logits = engine.module(batch.images), engine.module(adversarial)
+    with engine.whole() as network, judged(network, key), torch.no_grad():
+        adversarial = attack(network, batch.images, batch.targets, key)
+        logits = network(batch.images), network(adversarial)
     return attack_picture(batch.images, adversarial, batch.targets, *logits, run.data.names())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from robust_train.engines.engine import Engine
 from robust_train.evaluate.accuracy import tally
 from robust_train.keyed import Key
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch
 from robust_train.read.errors import ConfigError
 from robust_train.records import Records
@@ -46,8 +47,8 @@ class Judge:
     def evaluate(self, attack: Attack | None, images: int | None) -> dict[str, float]:
         """Accuracies of the averaged weights where they are kept, else of the weights, over all ranks."""
         batches = self.run.data.validation_batches(self.engine.place, self.run.validate.chunk, images)
-        with self.engine.using_average():
-            found = self.accuracies(batches, attack, Key(self.run.seed).of("validate"))
+        with self.engine.whole() as network:
+            found = self.accuracies(network, batches, attack, Key(self.run.seed).of("validate"))
         if not found["validation/images"]:
             raise ConfigError("there are no validation images: name data.validation, or set validate.every=0")
         return found
@@ -59,7 +60,8 @@ class Judge:
         assert attack is not None, "a probe that is due has an attack"
         chosen = batch[batch.position < settings.images]
         key = Key(self.run.seed).at(update).of("probe")
-        found = self.accuracies([chosen] if len(chosen) else [], attack, key)
+        with self.engine.whole(averaged=False) as network:
+            found = self.accuracies(network, [chosen] if len(chosen) else [], attack, key)
         accuracy = found[f"accuracy/{attack.label}"]
         before = self.judged.probed
         self.judged = replace(self.judged, probed=accuracy)
@@ -72,10 +74,12 @@ class Judge:
                 "Give it more steps, more noise (n-fgsm) or a smaller eps; start= takes a checkpoint from before."
             )
 
-    def accuracies(self, batches: Iterable[Batch], attack: Attack | None, key: Key) -> dict[str, float]:
-        """Accuracies over the batches of all ranks."""
+    def accuracies(
+        self, network: Network, batches: Iterable[Batch], attack: Attack | None, key: Key
+    ) -> dict[str, float]:
+        """Accuracies over the batches of all ranks; some ranks may have none, or fewer."""
         engine = self.engine
-        sums = tally(engine.module, batches, attack, key, engine.device, engine.dtype)
+        sums = tally(network, batches, attack, key, engine.device, engine.dtype)
         count, clean, robust = engine.all_reduce(sums).tolist()
         found = {"accuracy/clean": clean / max(1.0, count), "validation/images": count}
         return found if attack is None else {**found, f"accuracy/{attack.label}": robust / max(1.0, count)}

@@ -65,7 +65,8 @@ def shares(named: Mapping[str, Tensor], world: int) -> dict[str, int]:
     """{name: rank that keeps it}: largest first to the least loaded rank, the same on every rank."""
     load = [0] * world
     owner = {}
-    for name in sorted(named, key=lambda name: (-named[name].numel(), name)):
+    numbers = {name: getattr(value, "ds_numel", value.numel()) for name, value in named.items()}  # whole, under ZeRO 3
+    for name in sorted(named, key=lambda name: (-numbers[name], name)):
         owner[name] = load.index(min(load))
-        load[owner[name]] += named[name].numel()
+        load[owner[name]] += numbers[name]
     return owner

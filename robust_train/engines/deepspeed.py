@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: ZeRO 0, 1 and 2 on CPUs (gloo) and GPUs (nccl). The only page that imports deepspeed."""
+"""The DeepSpeed engine: ZeRO 0 to 3 on CPUs (gloo) and GPUs (nccl). The only page that imports deepspeed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robust_train.engines.engine import Engine
 from robust_train.engines.optim import ELEMENTWISE, filled
+from robust_train.engines.partitions import Partitions
 from robust_train.engines.parts import Parts
 from robust_train.engines.place import join, place_of_environment
 from robust_train.nouns import Place
@@ -42,23 +43,32 @@ class DeepSpeedEngine(Engine):
         super().__init__(run, place)
         self.copies = 1 if self.stage else place.world
         self._deepspeed, *_ = deepspeed.initialize(
-            model=self.module,
+            model=self.module.model,
             optimizer=self.optimiser,
-            config=settings(run, place, self.micro_batch),
+            config=settings(run, place, self.micro_batch, sum(p.numel() for p in self.module.parameters())),
             dist_init_required=False,
         )
-        self._zero = self._deepspeed.optimizer  # under ZeRO 1 and 2 the optimiser of flat shards, else ours
+        self._zero = self._deepspeed.optimizer  # under ZeRO 1 and up the optimiser of flat shards, else ours
+        if self.stage == 3:
+            copy = run.build(self.device).to(self.dtype)
+            self.holding = Partitions(self.module, place, self._zero, copy, run.engine.copy)
+            # a collective and a host read a group; ours rides in the flat all-reduce
+            self._zero._get_norm_groups = lambda: [torch.zeros(())]
 
     def _parts(self) -> Parts:
-        """Made while DeepSpeed's hooks are off the network: a copy of it would carry them along."""
-        hooks = self.module._forward_pre_hooks, self.module._forward_hooks
-        self.module._forward_pre_hooks, self.module._forward_hooks = OrderedDict(), OrderedDict()
+        """Made while DeepSpeed's hooks are off the model: a copy of it would carry them along."""
+        model = self.module.model
+        hooks = model._forward_pre_hooks, model._forward_hooks
+        if self.stage < 3:  # there the objective is shown a copy
+            model._forward_pre_hooks, model._forward_hooks = OrderedDict(), OrderedDict()
         try:
             return super()._parts()
         finally:
-            self.module._forward_pre_hooks, self.module._forward_hooks = hooks
+            model._forward_pre_hooks, model._forward_hooks = hooks
 
     def _backward(self, loss: Tensor, last: bool) -> None:
+        if self.stage == 3:
+            self._zero.clear_backward_seen_flag()  # its own forward would say that a micro-batch begins
         self._deepspeed.backward(loss)  # divides by the number of micro-batches, and reduces after the last
         if not last:
             self._deepspeed.step()  # counts the micro-batch; steps nothing before the last one
@@ -67,12 +77,15 @@ class DeepSpeedEngine(Engine):
         """Done by the last micro-batch's backward."""
 
     def _gradients(self) -> list[Tensor]:
-        if self.stage:
-            return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
-        return filled(self.parameters.values())
+        if not self.stage:
+            return filled(self.parameters.values())
+        if "optimiser" in self.run.engine.offload:
+            return [shard.grad for shard in self._shards()]
+        return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
     def _update(self) -> None:
         self._deepspeed.step()
+        self._forget()
 
     def _discard(self) -> None:
         # what DeepSpeed's own step does after it, without its update
@@ -81,9 +94,26 @@ class DeepSpeedEngine(Engine):
             self._zero.zero_grad(set_to_none=True)
             for group in self._zero.averaged_gradients:
                 self._zero.averaged_gradients[group] = None
+        if self.stage in (1, 2):
+            for group in self._zero.all_grad_tensors:
                 self._zero.all_grad_tensors[group] = None
             self._zero.micro_step_id = -1
         self._deepspeed.micro_steps += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Zeros for what the next update's gradients are added to: ZeRO 3 would keep those of weights no loss saw."""
+        if self.stage == 3:
+            self._zero.grad_partitions_flat_buffer.zero_()
+            if self._zero.offload_optimizer:
+                for shard in self._shards():
+                    shard.grad.zero_()
+
+    def _shards(self) -> list[Tensor]:
+        """This rank's flat float32 shards of the weights, a group each: what the optimiser steps."""
+        if self.stage == 3:
+            return self._zero.fp32_partitioned_groups_flat
+        return self._zero.single_partition_of_fp32_groups
 
     # -- checkpoints: the state of a parameter lies in pieces on the ranks' flat shards ------------
 
@@ -124,10 +154,10 @@ class DeepSpeedEngine(Engine):
         DeepSpeed links pieces once, after the first step of the first group, when other groups have no state yet.
         """
         parameter: Any = self.parameters[name]
-        groups = self._zero.bit16_groups
+        groups = self._zero.fp16_groups if self.stage == 3 else self._zero.bit16_groups
         group = next(i for i, members in enumerate(groups) if any(member is parameter for member in members))
-        shard = self._zero.single_partition_of_fp32_groups[group]
-        if parameter._hp_mapping is not None:
+        shard = self._shards()[group]
+        if self.stage < 3 and parameter._hp_mapping is not None:
             parameter._hp_mapping.set_optim_state_fragment(shard, self._zero.optimizer.state.get(shard, {}))
         return parameter, shard
 
@@ -139,11 +169,21 @@ class DeepSpeedEngine(Engine):
         self._deepspeed.destroy()
 
 
-def settings(run: Run, place: Place, micro_batch: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run. What it would do beside Engine (clipping, norms, logs) is switched off."""
-    zero: dict[str, Any] = {"stage": run.engine.zero}
-    if run.engine.zero:
+def settings(run: Run, place: Place, micro_batch: int, weights: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run. What it would do beside Engine (clipping, norms, logs) is switched off.
+
+    weights: numbers in the network.
+    """
+    execution, on_gpu = run.engine, place.device.startswith("cuda")
+    zero: dict[str, Any] = {"stage": execution.zero}
+    if execution.zero in (1, 2):
         zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
+    if execution.zero == 3:
+        zero["stage3_param_persistence_threshold"] = execution.persist
+        zero["reduce_bucket_size"] = min(weights, 500_000_000)  # it is allocated whole
+    for name, key in (("optimiser", "offload_optimizer"), ("weights", "offload_param")):
+        if name in execution.offload:
+            zero[key] = {"device": "cpu", "pin_memory": on_gpu}
     return {
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -151,6 +191,7 @@ def settings(run: Run, place: Place, micro_batch: int) -> dict[str, Any]:
         "gradient_clipping": 0.0,  # 1.0 where it is not written
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the run's own optimiser, wherever its state lies
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, distributed, nn
 
 from robust_train.arithmetic import full_float32
-from robust_train.engines.average import Averaged, averageable, shares
+from robust_train.engines.average import Averaged
 from robust_train.engines.division import micro_batch_size
+from robust_train.engines.holding import Holding
 from robust_train.engines.optim import build, restore, set_rate, state_of
 from robust_train.engines.parts import Parts
-from robust_train.engines.snapshot import Snapshot
+from robust_train.engines.snapshot import Snapshot, put, take
 from robust_train.engines.sums import digest, names, pack, size, squared_norm, summed, unlike, unpack
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.weights import fit_weights
 from robust_train.nouns import Batch, Loss, Objective, Place, State, at
-from robust_train.read.errors import CheckpointError, NumericsError
+from robust_train.read.errors import NumericsError
 from robust_train.run import Run
 
 
@@ -55,6 +56,7 @@ class Engine(ABC):
         self.count = run.batch // place.world // self.micro_batch  # micro-batches an update
         self.module: Network = run.build(self.device).to(dtype)
         self.module.train()
+        self.holding = Holding(self.module, place)
         self.parts = self._parts()
         self.parameters = {n.removeprefix("model."): p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimiser: torch.optim.Optimizer = build(run.optimiser, self.module, run.updates)
@@ -97,14 +99,15 @@ class Engine(ABC):
         """The objective's parts for the network as it now is; what they draw depends on the run's seed alone."""
         with torch.random.fork_rng():
             torch.manual_seed(Key(self.run.seed).of("parts").seed % 2**63)
-            parts = self.run.objective.parts(self.module, self.run.data)
-        return Parts(parts, self.module, self.run.updates, self.device, self.dtype)
+            with self.holding.whole() as network:
+                parts = self.run.objective.parts(network, self.run.data)
+                return Parts(parts, network, self.run.updates, self.device, self.dtype, lambda: self.holding)
 
     # -- an update --------------------------------------------------------------------------------
 
     @property
     def network(self) -> Network:
-        """What objectives and attacks call: the plain network. An engine whose weights are cut routes forwards here."""
+        """What objectives and attacks call: the plain network, whose layers gather their weights under ZeRO 3."""
         return self.module
 
     @property
@@ -118,6 +121,7 @@ class Engine(ABC):
             return
         assert len(batch) == self.micro_batch * self.count, "the data set hands out other shares than the engine cuts"
         self._losses = []
+        self.holding.refresh()
         batch = batch.to(self.device, self.dtype)
         if getattr(self.run.data, "missing", 0):  # broken samples are allowed, so they are counted
             self._broken = batch.broken.sum() if batch.broken is not None else batch.position.new_zeros(())
@@ -158,7 +162,7 @@ class Engine(ABC):
         if "left_out" not in metrics:
             self.parts.follow(update, self.run.updates)
             if self.averaged is not None and (self._losses[0].total is not None or self._settles):
-                self.averaged.follow(averageable(self.module.model), self._decay(update))
+                self.averaged.follow(self.holding.followed(), self._decay(update))
         return metrics
 
     def _step(self, update: int) -> dict[str, float]:
@@ -233,8 +237,8 @@ class Engine(ABC):
         if not self._settles:
             return
         objective = at(self.run.objective, update, self.run.updates)
-        objective.settle(self.module, self.state, sums, update, self.run.updates)
-        self.weights_changed()
+        with self.changing() as network:
+            objective.settle(network, self.state, sums, update, self.run.updates)
 
     @property
     def _settles(self) -> bool:
@@ -276,13 +280,20 @@ class Engine(ABC):
         return {"left_out": 1.0}
 
     @contextmanager
-    def using_average(self) -> Iterator[None]:
-        """The averaged weights in the network's place; nothing to do where none are kept."""
-        if self.averaged is None:
-            yield
-            return
-        with self.averaged.inside(averageable(self.module.model), self.place):
-            yield
+    def whole(self, averaged: bool = True) -> Iterator[Network]:
+        """The network that is judged, all its weights on every rank: averaged ones where they are kept and asked for.
+
+        Its forwards use no collective, so ranks may do unlike numbers of them; they enter and leave together.
+        """
+        with self.holding.whole(self.averaged if averaged else None) as network:
+            yield network
+
+    @contextmanager
+    def changing(self) -> Iterator[Network]:
+        """The network as it is trained, all weights on every rank, to be changed alike by all of them."""
+        with self.holding.changing() as network:
+            yield network
+        self.weights_changed()
 
     # -- between ranks ----------------------------------------------------------------------------
 
@@ -304,66 +315,39 @@ class Engine(ABC):
 
     def snapshot(self) -> Snapshot:
         """All that the next update depends on. Every rank takes one; each has its share of what is cut."""
-        owner = shares(self.parameters, self.place.world)
-        kept: dict[str, Tensor] = {}
-        mine: dict[str, Any] = {}
-        for name in self.parameters:
-            for key, value in self.optimiser_state(name).items():
-                if owner[name] == self.place.rank:
-                    (kept if isinstance(value, Tensor) else mine)[f"{name}/{key}"] = value
-        numbers: dict[str, Any] = {}
-        for theirs in self.gather(mine):
-            numbers |= theirs
-        average = {} if self.averaged is None else self.averaged.kept
-        weights, left_out = self.module.model.state_dict(), tuple(sorted(self.left_out))
-        return Snapshot(self.updates, left_out, weights, kept, numbers, average, self.counts, *self.parts.held())
+        return take(self)
 
     def restore(self, there: Snapshot, source: str) -> None:
         """Put everything where it was. Any world size, any ZeRO stage; CheckpointError where it does not fit."""
-        fit_weights(self.module.model, there.weights, source)
-        self.weights_changed()
-        states: dict[str, dict[str, Any]] = {name: {} for name in self.parameters}
-        for path, value in [*there.optimiser.items(), *there.numbers.items()]:
-            name, _, key = path.rpartition("/")
-            states[name][key] = value
-        for name, state in states.items():
-            self.set_optimiser_state(name, state)
-        if self.averaged is not None:
-            if not there.average:
-                raise CheckpointError(
-                    f"{source} holds no average, and the run keeps one. Say average=null, or begin anew."
-                )
-            for name, value in self.averaged.kept.items():
-                value.copy_(there.average[name])
-        self.parts.hold(there.parts, there.part_numbers, source)
-        self.counts, self.updates, self.left_out = dict(there.counts), there.updates, set(there.left_out)
+        put(self, there, source)
 
     def begin_with(self, weights: dict[str, Tensor], source: str) -> list[str]:
         """Begin a run with weights from elsewhere; the names of those that stay as they are (another head)."""
-        head = fit_weights(self.module.model, weights, source, self.module.classes)
+        with self.changing() as network:
+            head = fit_weights(network.model, weights, source, network.classes)
         self._began()
         return head
 
     def begin_calibrated(self, change: Callable[[nn.Module], None]) -> None:
         """Begin a run with what `change` makes of the model on the leading rank, in eval mode; all ranks get it."""
-        if self.place.leads:
-            with torch.no_grad(), self.module.judged(), self.module.noise(mode="off"):
-                change(self.module.model)
-        if self.place.world > 1:  # not every rank for itself: devices of another kind round otherwise
-            for value in self.module.model.state_dict().values():
-                distributed.broadcast(value, 0)
+        with self.changing() as network:
+            if self.place.leads:
+                with network.judged(), network.noise(mode="off"):
+                    change(network.model)
+            if self.place.world > 1:  # not every rank for itself: devices of another kind round otherwise
+                for value in network.model.state_dict().values():
+                    distributed.broadcast(value, 0)
         self._began()
 
     def _began(self) -> None:
         """The network got the weights that the run begins with: parts and averages begin from them too."""
-        self.weights_changed()
         self.parts = self._parts()
         self.begin_average()
 
     def begin_average(self) -> None:
         """Let every average of the network begin where the network stands."""
         if self.run.average is not None:
-            self.averaged = Averaged.shared(averageable(self.module.model), self.place)
+            self.averaged = self.holding.average()
         self.parts.begin()
 
     def optimiser_state(self, name: str) -> dict[str, Any]:

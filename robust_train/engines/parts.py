@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from robust_train.engines.average import Averaged, averageable
+from robust_train.engines.holding import Holding
 from robust_train.engines.optim import build, restore, set_rate, state_of
 from robust_train.keyed.mode import Held
 from robust_train.models.drops import refuse_unkeyed
 from robust_train.models.network import Network
-from robust_train.nouns import Part, at
+from robust_train.nouns import Part, Place, at
 from robust_train.read.errors import CheckpointError, ConfigError, nearest
 
 NETWORK = "network"
@@ -32,9 +34,16 @@ class Parts:
     """
 
     def __init__(
-        self, parts: Mapping[str, Part], network: Network, updates: int, device: torch.device, dtype: torch.dtype
+        self,
+        parts: Mapping[str, Part],
+        network: Network,
+        updates: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        holding: Callable[[], Holding] | None = None,
     ) -> None:
-        self.parts, self.network = dict(parts), network
+        self.parts = dict(parts)
+        self._holding = holding or (lambda: Holding(network, Place()))  # where the network's weights lie
         for name, part in self.parts.items():
             refuse(name, part, self.parts, network)
         self.modules = {name: part.module.to(device, dtype) for name, part in self.parts.items()}
@@ -52,8 +61,9 @@ class Parts:
             for name, part in self.parts.items()
             if part.average_of is not None
         }
+        shapes = self._shapes(network) if self.averages else {}
         for name in self.averages:
-            self._alike(name)
+            self._alike(name, shapes)
         self._gradients: dict[str, list[Tensor]] = {}
 
     # -- an update --------------------------------------------------------------------------------
@@ -131,25 +141,38 @@ class Parts:
 
     def follow(self, update: int, updates: int) -> None:
         """Move the averages after an update; one of another average sees it moved if it was named before."""
-        for name, average in self.averages.items():
-            average.follow(self._followed(name), at(self.parts[name].decay, update, updates))
+        with self._followed() as of:
+            for name, average in self.averages.items():
+                average.follow(of[str(self.parts[name].average_of)], at(self.parts[name].decay, update, updates))
 
     def begin(self) -> None:
         """Put the averages of the network where it stands: its weights came from elsewhere."""
-        for name, average in self.averages.items():
-            if self.parts[name].average_of == NETWORK:
-                average.follow(self._followed(name), 0.0)
+        with self._followed() as of:
+            for name, average in self.averages.items():
+                if self.parts[name].average_of == NETWORK:
+                    average.follow(of[NETWORK], 0.0)
 
-    def _followed(self, name: str) -> dict[str, Tensor]:
-        """The tensors that the average `name` follows."""
-        of = self.parts[name].average_of
-        return averageable(inner(self.network if of == NETWORK else self.modules[str(of)]))
+    @contextmanager
+    def _followed(self) -> Iterator[dict[str, dict[str, Tensor]]]:
+        """{what: its tensors} of all that averages follow: the network, whole, where one of them follows it; parts."""
+        of = {str(self.parts[name].average_of) for name in self.averages}
+        found = {name: averageable(inner(self.modules[name])) for name in of - {NETWORK}}
+        if NETWORK not in of:
+            yield found
+            return
+        with self._holding().whole() as network:
+            yield found | {NETWORK: averageable(network.model)}
 
-    def _alike(self, name: str) -> None:
+    def _shapes(self, network: Network) -> dict[str, dict[str, torch.Size]]:
+        """{what: {tensor: its shape}} of the network and of each part."""
+        named = {name: averageable(inner(module)) for name, module in self.modules.items()}
+        found = {name: {key: value.shape for key, value in tensors.items()} for name, tensors in named.items()}
+        return found | {NETWORK: {key: value.shape for key, value in averageable(network.model).items()}}
+
+    def _alike(self, name: str, shapes: Mapping[str, Mapping[str, torch.Size]]) -> None:
         """ConfigError where an average has other tensors than what it follows."""
-        own, theirs = self.averages[name].kept, self._followed(name)
-        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in theirs.items()}:
-            of = self.parts[name].average_of
+        of = self.parts[name].average_of
+        if shapes[name] != shapes[str(of)]:
             raise ConfigError(
                 f"part {name!r} is an average of {of!r} and has other weights than it. Give it a copy: "
                 "copy.deepcopy of the network, or of that part's module."

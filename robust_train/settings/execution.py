@@ -25,9 +25,25 @@ class Guard:
 class Execution:
     """How updates are computed. Changes speed and memory, never the numbers."""
 
-    zero: Literal[0, 1, 2] = 0  # DeepSpeed ZeRO stage: sharded are 1: optimiser state, 2: gradients too
+    zero: Literal[0, 1, 2, 3] = (
+        0  # DeepSpeed ZeRO stage: cut over ranks are 1: optimiser state, 2: gradients, 3: weights
+    )
     micro_batch: int | None = None  # images a device holds at once; a rank's share is accumulated in such; null: all
+    copy: bool = False  # zero=3: gather whole weights once an update, and attack that copy: no gathers in attacks
+    persist: int = 100_000  # zero=3: a weight tensor of at most so many numbers stays whole on every rank
+    offload: tuple[Literal["optimiser", "weights"], ...] = ()  # kept in the host's memory; weights: under zero=3
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch={self.micro_batch} must be at least 1: it counts images")
+        if self.persist < 0:
+            raise ValueError(f"persist={self.persist} must not be negative: it counts numbers of a tensor")
+        if self.copy and self.zero != 3:
+            raise ValueError(f"copy=true with zero={self.zero}: weights are whole there; say zero=3, or copy=false")
+        least = {"optimiser": 1, "weights": 3}
+        for name in self.offload:
+            if self.zero < least[name]:
+                raise ValueError(
+                    f"offload={name} with zero={self.zero}: DeepSpeed keeps in the host's memory what it has cut over "
+                    f"the ranks; say zero={least[name]}{' or more' if least[name] < 3 else ''}"
+                )

@@ -125,7 +125,7 @@ def test_the_average_is_judged_and_the_weights_come_back(tmp_path: Path) -> None
     engine = PlainEngine(toy_run(Plain(), tmp_path, average=Average(0.9)))
     trained(engine)
     before, average = weights(engine), dict(engine.averaged.kept)  # type: ignore[union-attr]
-    with engine.using_average():
+    with engine.whole():
         assert all(torch.equal(weights(engine)[name], value) for name, value in average.items())
     assert all(torch.equal(weights(engine)[name], value) for name, value in before.items())
 

@@ -106,7 +106,7 @@ def began(place: Place, folder: str = "run", **changes: Any) -> tuple[dict[str, 
     engine = PlainEngine(run, place, torch.float64)
     job.begin(run, engine, Judge(run, engine), Kept())  # type: ignore[arg-type]
     now = weights(engine)
-    with engine.using_average():
+    with engine.whole():
         return now, weights(engine)
 
 
