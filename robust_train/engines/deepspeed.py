@@ -109,7 +109,7 @@ class DeepSpeedEngine(Engine):
                 for shard in self._shards():
                     shard.grad.zero_()
 
-    def _shards(self) -> list[Tensor]:
+    def _shards(self) -> list[Any]:
         """This rank's flat float32 shards of the weights, a group each: what the optimiser steps."""
         if self.stage == 3:
             return self._zero.fp32_partitioned_groups_flat

@@ -60,7 +60,8 @@ def once_differentiated(run: Run, parameters: Iterable[Tensor]) -> Iterator[None
     if run.engine.zero < 3:
         yield
         return
-    own, grad = set(map(id, parameters)), torch.autograd.grad
+    own = set(map(id, parameters))
+    grad: Any = torch.autograd.grad
 
     def watched(outputs: Any, *args: Any, create_graph: bool = False, **kwargs: Any) -> Any:
         given = [outputs] if isinstance(outputs, Tensor) else list(outputs)
