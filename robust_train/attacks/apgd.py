@@ -64,6 +64,7 @@ class APGD(Attack):
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
     sets_aside = True
+    usual_steps = 100
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 3, keep: best}
     - {threat: {use: l2, eps: 0.5}, steps: 3, keep: best}

@@ -85,6 +85,7 @@ class CarliniWagner(_Hinged):
     """
 
     sets_aside = True
+    usual_steps = 1000
     examples = """
     - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, first: 1.0}
     - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, targeted: true}
@@ -129,6 +130,7 @@ class ElasticNet(_Hinged):
     rule: Literal["EN", "L1"] = "EN"  # what of the points that fool is least
 
     sets_aside = True
+    usual_steps = 1000
     examples = """
     - {threat: {use: l1, eps: 1.5}, steps: 3, searches: 2, first: 1.0}
     - {threat: {use: l2, eps: 0.5}, steps: 3, searches: 2, abort: false, rule: L1}

@@ -52,6 +52,7 @@ class FAB(NearestAttack):
     compact: int = 10  # steps between two packings of the images that still stand
 
     sets_aside = True
+    usual_steps = 100
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 3, targets: 2, compact: 2}
     - {threat: {use: l2, eps: 0.3}, steps: 3, restarts: 2}

@@ -31,6 +31,7 @@ class BIM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    usual_steps, usual_way = 10, 1.0
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}
     - {threat: {use: l2, eps: 0.5}, steps: 2, step_size: 0.3, norm: group, drops: frozen}
@@ -69,6 +70,7 @@ class MIFGSM(Attack):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
 
+    usual_steps, usual_way = 10, 1.0
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 3, step_size: 0.05}
     - {threat: {use: pyramid, eps: 0.02, levels: [4, 2, 1], multipliers: [4.0, 2.0, 1.0]}, steps: 2, step_size: 0.01,

@@ -134,6 +134,7 @@ class NES(QueryAscent):
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
     sets_aside = True
+    usual_steps, usual_way = 200, 40.0
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 3, step_size: 0.05, samples: 4, compact: 1}
     - {threat: {use: l2, eps: 0.5}, steps: 3, step_size: 0.3, samples: 4, compact: 1}
@@ -179,6 +180,7 @@ class SPSA(QueryAscent):
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
 
     sets_aside = True
+    usual_steps = 100
     examples = """
     - {threat: {use: linf, eps: 0.1}, steps: 3, samples: 4, compact: 2, drops: frozen}
     - {threat: {use: l2, eps: 0.5}, steps: 2, samples: 4}

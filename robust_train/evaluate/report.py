@@ -6,13 +6,16 @@ import json
 import math
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robust_train.disk import write_text
+from robust_train.read.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,17 @@ class Figure:
     attack: dict[str, Any] = field(default_factory=dict)  # the attack as YAML says it
     threat: str = ""  # the threat model's tag, "linf"; "union" over several; none for clean images
     part: bool = False  # one attack of several in a row, after those before it: not the whole
+    cost: Mapping[str, float] = field(default_factory=dict)  # means over attacked images: "forwards", "backwards"
 
     @property
     def accuracy(self) -> float:
         """Right over all images, those wrong from the start included."""
         return self.right / self.images if self.images else math.nan
+
+    @property
+    def title(self) -> str:
+        """Its name among others: "clean", "linf/pgd50", "union"."""
+        return f"{self.threat}/{self.name}" if self.threat and self.threat != self.name else self.name
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -49,6 +58,7 @@ class Figure:
             "images": self.images,
             "eps": self.eps,
             "attack": self.attack,
+            **({"cost": dict(self.cost)} if self.cost else {}),
         }
 
 
@@ -113,6 +123,69 @@ class Report:
     flags: tuple[Flag, ...] = ()  # everything that was looked for
     tables: tuple[Table, ...] = ()  # whatever else there is to say in numbers
     result: Any = None  # the same as a value of the analysis' own: of transfer its matrix
+    names: tuple[str, ...] = ()  # of the classes
+    right: Mapping[str, Tensor] = field(default_factory=dict)  # by figure [N]: share of the passes that were right
+    points: Mapping[str, Tensor] = field(default_factory=dict)  # by threat model [N, ...]: the worst points, if kept
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the images that are right as they are."""
+        return self.figures[0].accuracy
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share that is right as it is and after every attack, in every threat model: an upper bound."""
+        return self.figures[-1].accuracy
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Every accuracy by its name: "clean", "linf/pgd50", "linf/autoattack", "union"."""
+        return {figure.title: figure.accuracy for figure in self.figures}
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """{class: {"images": count, figure: accuracy}}; classes without an image are left out."""
+        rows = zip(self.names, self.classes, strict=False)
+        return {
+            name: {"images": row[0], **{what: n / row[0] for what, n in zip(self.columns, row[1:], strict=True)}}
+            for name, row in rows
+            if row[0]
+        }
+
+    @property
+    def adversarial(self) -> Tensor:
+        """The worst points [N, ...] of the only threat model; of several take `points`. ConfigError where none is kept.
+
+        Of an image that fell the point where it first did; of one that stands the last attack's.
+        """
+        if len(self.points) != 1:
+            kept = (
+                f"of {', '.join(self.points)}: take report.points[...]" if self.points else "not kept: say points=True"
+            )
+            raise ConfigError(f"adversarial images are {kept}")
+        return next(iter(self.points.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but what is of each image, for JSON."""
+        of_all = {"clean_accuracy": self.clean_accuracy, "robust_accuracy": self.robust_accuracy, "images": self.images}
+        return {**of_all, **self.tree(list(self.names))}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The same as text; written to `path` too, where it is given."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        if path is not None:
+            write_text(Path(path), text)
+        return text
+
+    def __str__(self) -> str:
+        """What a reader wants first: accuracies with intervals, what they cost, and the flags that are up."""
+        heads = ("", "threat", "eps", "accuracy", "95 % interval", *COSTS)
+        rows = [_shown(figure) for figure in self.figures]
+        costs = [place for place, _ in enumerate(heads) if place < 5 or any(row[place] for row in rows)]
+        lines = aligned([tuple(row[place] for place in costs) for row in (heads, *rows)])
+        up = [f"FLAG {flag.name}: {flag.says}" for flag in self.raised]
+        looked = sum(flag.raised is not None for flag in self.flags)
+        return "\n".join([f"{self.images:,} images", *lines, *up, f"flags: {len(up)} of {looked} are up"])
 
     @property
     def images(self) -> int:
@@ -138,6 +211,28 @@ class Report:
             "flags": [flag.tree() for flag in self.flags],
             **({"tables": [table.tree() for table in self.tables]} if self.tables else {}),
         }
+
+
+COSTS = ("forwards", "backwards")  # what an attacked image cost on average
+
+
+def _shown(figure: Figure) -> tuple[str, ...]:
+    low, high = figure.interval if figure.images else (math.nan, math.nan)
+    eps = f"{figure.eps:.4g}" if figure.eps else ""
+    costs = ("" if (count := figure.cost.get(name)) is None else f"{count:,.1f}" for name in COSTS)
+    name = f"  {figure.name}" if figure.part else figure.name
+    return name, figure.threat, eps, f"{figure.accuracy:.2%}", f"{low:.1%} to {high:.1%}", *costs
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table whose first row is its heads: names to the left, numbers to the right."""
+    wide = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    cells = (
+        [c.ljust(w) if place < 2 else c.rjust(w) for place, (c, w) in enumerate(zip(r, wide, strict=True))]
+        for r in rows
+    )
+    lines = ["  ".join(row).rstrip() for row in cells]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def wilson(accuracy: float, images: int, z: float = 1.959964) -> tuple[float, float]:

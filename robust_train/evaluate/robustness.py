@@ -65,6 +65,7 @@ class Robustness(Evaluator):
 
     threats: tuple[Threat, ...]  # the sets of perturbations, each with its eps; the union of all is judged too
     attack: Kind = "pgd"  # pgd; autoattack, -plus, -rand; cr (linf only, an estimate); or one of autoattack's parts
+    attacks: tuple[Attack, ...] = ()  # in its place: each by itself, in its own of the threats; the worst counts
     steps: int = 50  # of pgd: gradients per image and start
     step_size: float | None = None  # of pgd, in the threat's unit; null: 2.5 eps / steps
     restarts: int = 2  # of pgd: independent random starts; the worst counts
@@ -79,6 +80,7 @@ class Robustness(Evaluator):
     harmless: ClassVar[tuple[str, ...]] = (  # what of it decides a verdict stands in its trials
         "threats",
         "attack",
+        "attacks",
         "steps",
         "step_size",
         "restarts",
@@ -100,7 +102,17 @@ class Robustness(Evaluator):
             raise ValueError(f"step_size={self.step_size:g} must be positive: it is how far a step goes")
         if not self.threats:
             raise ValueError("threats is empty: name one or more threat models, such as linf with eps 8/255")
-        for threat in self.threats if self.attack != "pgd" else ():
+        for attack in self.attacks:
+            if not any(attack.reach() == (threat,) for threat in self.threats):
+                reached = " and ".join(f"{one.use} of eps {_eps(one):.4g}" for one in attack.reach())
+                asked = " and ".join(f"{one.use} of eps {_eps(one):.4g}" for one in self.threats)
+                raise ValueError(
+                    f"{attack.label} finds points in {reached}, and what is asked is {asked}: give it that threat model"
+                )
+        for threat in self.threats:
+            if self.attacks and all(attack.reach() != (threat,) for attack in self.attacks):
+                raise ValueError(f"no attack is in {threat.use} of eps {_eps(threat):.4g}: name one, or leave it out")
+        for threat in self.threats if self.attack != "pgd" and not self.attacks else ():
             if not isinstance(threat, Ball) or (self.attack == "cr" and threat.use != "linf"):
                 known = "linf" if self.attack == "cr" else "linf, l2 and l1"
                 raise ValueError(f"attack={self.attack} knows {known}, not {threat.use}: use attack=pgd")
@@ -113,7 +125,7 @@ class Robustness(Evaluator):
         """A look at the network; then, as that says whether it answers at random, every trial."""
         (network,) = networks.values()
         classes = network.classes if hasattr(network, "classes") else data.classes
-        look, looks = Look(classes, tuple(self.tagged), self.attack), []
+        look, looks = Look(classes, tuple(self.tagged), self._kind), []
         for chunk in range(-(-(self.images or data.validation_size()) // self.chunk)):  # the first with a sound image
             name = f"{LOOKED}/{chunk}" if chunk else LOOKED
             looks.append(Piece(name, look, images=(chunk + 1) * self.chunk, cost=0.0))
@@ -165,16 +177,19 @@ class Robustness(Evaluator):
         trials = [Trial(CLEAN, None, (), role="clean")]
         for tag, threat in self.tagged:
             before: tuple[str, ...] = (CLEAN,)
-            row = []
+            row: list[Trial] = []
             for attack in self.cascade(threat, classes, stochastic):
-                row.append(Trial(f"{tag}/{attack.label}", attack, before, tag))
+                names = (f"{tag}/{attack.label}{f'-{n}' if n > 1 else ''}" for n in range(1, len(row) + 2))
+                row.append(Trial(next(n for n in names if n not in before), attack, before, tag))
                 before = (*before, row[-1].name)
+            if self.attacks:  # each by itself: what it finds is its own, whoever came before it
+                row = [replace(trial, after=(CLEAN,)) for trial in row]
             trials += row
             for eps in self.radii(threat) if self.curve else ():
                 attack = self._pgd(threat, eps, None, 1, stochastic)
                 trials.append(Trial(f"{tag}/curve/{eps:.4g}", attack, (CLEAN,), tag, "curve"))
             if self.checks:
-                steps = self.steps if self.attack == "pgd" else STEPS
+                steps = self.steps if self._kind == "pgd" else STEPS
                 trials += flags.checks(tag, threat, row, self.checks, steps, DRAWS if stochastic else 1)
         if self.checks:
             trials.append(flags.unbounded(self.checks, DRAWS if stochastic else 1))
@@ -192,7 +207,10 @@ class Robustness(Evaluator):
         return list(made.items())
 
     def cascade(self, threat: Threat, classes: int, stochastic: bool) -> tuple[Attack, ...]:
-        """The attacks of one threat model, each made on the images that stand after those before it."""
+        """The attacks of one threat model, each made on the images that stand after those before it; those given by
+        themselves."""
+        if self.attacks:
+            return tuple(attack for attack in self.attacks if attack.reach() == (threat,))
         if self.attack == "pgd":
             return (self._pgd(threat, _eps(threat), self.step_size, self.restarts, stochastic),)
         assert isinstance(threat, Ball)
@@ -219,7 +237,7 @@ class Robustness(Evaluator):
         figures, curves, budgets, last = [clean], [], [], {}
         for tag, threat in self.tagged:
             row = plan.of("attack", tag)
-            shares = columns[row[-1].name].right
+            shares, _ = worst([columns[trial.name] for trial in row])
             for trial in row:
                 figures.append(_figure(trial, columns[trial.name], count, part=len(row) > 1))
             if len(row) > 1:
@@ -230,15 +248,22 @@ class Robustness(Evaluator):
             points = [_figure(trial, columns[trial.name], count) for trial in plan.of("curve", tag)]
             curves += [(clean, *points)] if points else []
         if len(last) > 1:
-            shares, _ = worst([columns[plan.of("attack", tag)[-1].name] for tag, _ in self.tagged])
+            shares, _ = worst([columns[trial.name] for tag, _ in self.tagged for trial in plan.of("attack", tag)])
             figures.append(Figure("union", _sum(shares), count, None, {"use": "union", "of": list(last)}, "union"))
             last["union"] = shares
         table = verdicts.per_class([columns[CLEAN].right, *last.values()], plan.classes)
         raised = (*seen, *signs(verdicts, plan))
         return Report(tuple(figures), tuple(curves), tuple(budgets), (CLEAN, *last), table, raised)
 
+    @property
+    def _kind(self) -> str:
+        """What attacks, in a word."""
+        return ", ".join(attack.label for attack in self.attacks) or self.attack
+
     def _name(self, plan: Plan) -> str:
         """What the whole row of attacks is called."""
+        if self.attacks:
+            return "worst"
         return "autoattack-rand" if plan.draws > 1 else self.attack
 
     def _pgd(self, threat: Threat, eps: float, size: float | None, restarts: int, stochastic: bool) -> Attack:
@@ -261,7 +286,7 @@ def _seen(found: Columns) -> tuple[Flag, ...]:
 
 def _figure(trial: Trial, column: Column, images: int, part: bool = False) -> Figure:
     assert trial.attack is not None
-    eps = _eps(trial.attack.threat)
+    eps = _eps(trial.attack.reach()[0])
     return Figure(trial.attack.label, _sum(column.right), images, eps, tree_of(trial.attack), trial.threat, part)
 
 

@@ -20,6 +20,7 @@ from robust_train.attacks.square import Square
 from robust_train.evaluate.report import Flag
 from robust_train.evaluate.trial import CLEAN, Trial
 from robust_train.evaluate.verdicts import Plan, Verdicts
+from robust_train.nouns import number
 
 MORE = 0.005  # share of the images that another attack may find in addition
 SQUARE = 0.002  # the same of Square at the end of AutoAttack: its authors' limit
@@ -40,7 +41,8 @@ def signs(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
         curve_rises,
         margin_rises,
     )
-    return (*(look(verdicts, plan, tag) for tag in tags(plan) for look in of_threat), box_holds(verdicts, plan))
+    found = [look(verdicts, plan, tag) for tag in tags(plan) for look in of_threat]
+    return (*found, box_holds(verdicts, plan), *points_refused(verdicts, plan))
 
 
 def tags(plan: Plan) -> list[str]:
@@ -154,6 +156,30 @@ def box_holds(verdicts: Verdicts, plan: Plan) -> Flag:
     says = f"accuracy is {_mean(right):.1%} where every pixel may become anything"
     cure = "it must be 0: gradients vanish on the way, so smaller radii prove nothing either"
     return _flag(name, says, cure, _mean(right), _limit(plan, right, RISE))
+
+
+def points_refused(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
+    """Points of a function that are none: not finite, not in [0, 1], or outside the threat model. One is enough."""
+    found = []
+    for trial in plan.trials:
+        column = verdicts.columns.get(trial.name)
+        if column is None or column.refused is None or trial.attack is None:
+            continue
+        lost, far = column.refused, column.distance[column.refused]
+        eps = number(trial.attack.reach()[0].eps)  # type: ignore[attr-defined]
+        unreal, outside = int(far.isnan().sum()), far[far > eps * (1 + 1e-5) + 1e-7]
+        parts = [f"{unreal:,} not finite"] if unreal else []
+        if len(outside):
+            parts.append(
+                f"{len(outside):,} outside {trial.threat} of eps {eps:.4g}, the farthest at {outside.max():.4g}"
+            )
+        if other := len(far) - unreal - len(outside):
+            parts.append(f"{other:,} with pixels outside [0, 1]")
+        says = f"{int(lost.sum()):,} of {int((~column.margin.isnan()).sum()):,} points count for nothing"
+        says += f" ({', '.join(parts)})" if parts else ""
+        cure = "the accuracy is too high by what they might have fooled: bring them into ball and box"
+        found.append(_flag(f"{trial.name}: points refused", says, cure, float(lost.sum()), 0.0))
+    return tuple(found)
 
 
 def _more(verdicts: Verdicts, plan: Plan, tag: str, kind: str, name: str, what: str, cure: str) -> Flag:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from robust_train.attacks import chance
 from robust_train.attacks.chance import Chancy, passes
-from robust_train.attacks.standing import Standing
+from robust_train.attacks.standing import Standing, wide
 from robust_train.evaluate.accuracy import judged
+from robust_train.evaluate.given import Given
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of, margin
 from robust_train.nouns import Attack, Batch
@@ -50,11 +51,12 @@ class Column:
     steps: Tensor  # [n] the attack's steps until the image fell, or in all; -1 where not attacked or not counted
 
     told: Tensor | None = None  # [n] by chance: as right, over the passes by which points were chosen; else None
+    refused: Tensor | None = None  # [n] bool, of a function's points: which were no points, and count for nothing
 
     def __getitem__(self, rows: slice) -> Column:
         """The same column with some of its rows."""
-        told = None if self.told is None else self.told[rows]
-        return Column(self.right[rows], self.margin[rows], self.distance[rows], self.steps[rows], told)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Column(**{name: None if tensor is None else tensor[rows] for name, tensor in own.items()})
 
     @property
     def choosing(self) -> Tensor:
@@ -84,7 +86,7 @@ def tried(
     generator is seeded from the chunk for it. Its points are chosen (among trials too) by as many passes, of the same
     draws for every trial, and the share is that of fresh ones: the least of several noisy shares is too small. That
     costs 2 draws forwards a trial. Verdicts are fresh float32 forwards in eval mode. Raises NumericsError for a point
-    outside the threat model.
+    outside the threat model; of a function's such points the images stand in their place.
     """
     count = len(batch)
     labels = labels_of(batch.targets)
@@ -95,12 +97,17 @@ def tried(
     rows = (told > 0).nonzero().flatten().to(batch.images.device)
     far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
     gap = torch.full((count,), torch.nan)
+    refused = torch.zeros(count, dtype=torch.bool) if isinstance(trial.attack, Given) else None
     with judged(network), seeded(network, key, batch[rows]):
         if len(rows) and trial.attack is not None:
             found = attempted(subject, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
-            points[rows], spent = found
-            steps[rows.cpu()] = spent
-            far[rows.cpu()] = _inside(trial, batch.images[rows], points[rows])
+            points[rows], steps[rows.cpu()] = found
+            if isinstance(trial.attack, Given):
+                sound, far[rows.cpu()] = _sound(trial, batch.images[rows], points[rows])
+                refused[rows.cpu()] = ~sound.cpu()
+                points[rows] = torch.where(wide(sound, points), points[rows], batch.images[rows])
+            else:
+                far[rows.cpu()] = _inside(trial, batch.images[rows], points[rows])
         if len(rows):
             seen = [_logits(network, points[rows]) for _ in range(draws)]
             share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
@@ -112,7 +119,7 @@ def tried(
                 right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
                 told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
             gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    return Column(right, gap, far, steps, told if draws > 1 else None), points
+    return Column(right, gap, far, steps, told if draws > 1 else None, refused), points
 
 
 def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -135,7 +142,7 @@ def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
     assert attack is not None
     threat: Any = attack.reach()[0]
     far = threat.distance(images, points).float().cpu()
-    most = threat.eps * (1 + 1e-5) + 1e-7
+    most = _most(threat)
     if bool((far > most).any()) or float(points.amin()) < 0 or float(points.amax()) > 1:
         raise NumericsError(
             f"{trial.name}: a point lies {float(far.max()):.6g} from its image, its pixels from "
@@ -143,6 +150,22 @@ def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
             "[0, 1]. The attack is wrong, and none of its verdicts can be used."
         )
     return far
+
+
+def _sound(trial: Trial, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """([n] whether each point is finite, in [0, 1] and in the ball, [n] distances, nan where it is not finite)."""
+    assert trial.attack is not None
+    threat: Any = trial.attack.threat
+    finite = points.flatten(1).isfinite().all(1)
+    clean = torch.where(wide(finite, points), points, images)
+    far = threat.distance(images, clean).float()
+    boxed = ((clean >= 0) & (clean <= 1)).flatten(1).all(1)
+    return finite & boxed & (far <= _most(threat)), far.masked_fill(~finite, torch.nan).cpu()
+
+
+def _most(threat: Any) -> float:
+    """The distance up to which a point lies in a threat model, rounding allowed for."""
+    return threat.eps * (1 + 1e-5) + 1e-7
 
 
 @contextmanager

@@ -93,6 +93,8 @@ class Attack(Noun, ABC):
     threat: Threat
     sets_aside: bool = False  # whether images that have fallen cost no more: then `cost` is the most that a call costs
     by_row: bool = True  # whether an image's point is the same in any batch where the network draws noise of its own
+    usual_steps: ClassVar[int] = 50  # where the literature judges by it; queries where it has such
+    usual_way: ClassVar[float] = 2.5  # the lengths of these steps together, in radii
 
     @abstractmethod
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
@@ -104,6 +106,16 @@ class Attack(Noun, ABC):
     @abstractmethod
     def cost(self) -> float:
         """What a call costs, in forward passes of the images, beside what making its goal does."""
+
+    @classmethod
+    def usual(cls, eps: float, steps: int | None = None) -> dict[str, Any]:
+        """The fields without a default, as the literature has them where it judges at a radius: for attacks by name.
+
+        steps: in place of the usual number; all of them go the same way together. What an attack has no field for is
+        left out by who asks.
+        """
+        count = cls.usual_steps if steps is None else steps
+        return {"steps": count, "queries": 5000, "step_size": cls.usual_way * eps / max(count, 1)}
 
     def goals(self) -> int:
         """How often a call makes its goal."""

@@ -45,7 +45,7 @@ def exhibits(network: Any, verdicts: Verdicts, plan: Plan, each: int = EACH) -> 
     for tag in dict.fromkeys(trial.threat for trial in plan.trials if trial.role == "attack"):
         known: dict[int, Exhibit] = {}
         row = plan.of("attack", tag)
-        last = verdicts.columns[row[-1].name].stands
+        last = torch.stack([verdicts.columns[trial.name].stands for trial in row]).all(0)
         stands = dict(zip(verdicts.sample.tolist(), last.tolist(), strict=True))
         for trial in row:
             label = "" if trial.attack is None else trial.attack.label

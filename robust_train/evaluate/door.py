@@ -1,0 +1,200 @@
+"""From Python: any module, images and labels to a report, in one call.
+
+report = robust_train.evaluate(module, images, labels, threats={"linf": 8 / 255}, attack="autoattack")
+print(report)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from robust_train.evaluate import identity
+from robust_train.evaluate.accuracy import judged
+from robust_train.evaluate.adversarial_sets import chosen
+from robust_train.evaluate.given import Images
+from robust_train.evaluate.named import KINDS, attacks_of, threats_of
+from robust_train.evaluate.report import Report
+from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.store import Store
+from robust_train.evaluate.trial import worst
+from robust_train.evaluate.work import Tell, silent
+from robust_train.evaluate.work import evaluate as found_by
+from robust_train.nouns import Dataset, Place
+from robust_train.read.errors import ConfigError
+from robust_train.read.parse import parse
+
+
+def evaluate(
+    module: Any,
+    images: Any = None,
+    labels: Any = None,
+    *,
+    data: Dataset | Mapping[str, Any] | str | None = None,
+    threats: Any = None,
+    attack: Any = "pgd",
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int | None = None,
+    curve: int = 0,
+    checks: int = 100,
+    limit: int | None = None,
+    batch: int = 256,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    points: bool = False,
+    device: str | torch.device | None = None,
+    tell: Tell = silent,
+) -> Report:
+    """How well `module` holds: its accuracy on clean images and under attack, with intervals, per class, with flags.
+
+    module: any nn.Module (or function) from images [B, ...] in [0, 1] to logits [B, C]; normalisation belongs inside.
+    It is judged in eval mode and float32 and left as it was.
+    images, labels: [N, ...] floats in [0, 1] and [N] whole numbers; tensors or arrays. Or
+    data: a data set by value, name or fields ("digits", {"use": "imagenet", ...}): its validation images.
+    threats: {"linf": 8 / 255}, {"linf": 8 / 255, "l2": 0.5} (and their union), Linf(8 / 255), or a list.
+    attack: a name (`python -m robust_train --list attacks`; "pgd", "autoattack", "cr", "apgd-ce", ... with their usual
+        settings), fields ({"use": "apgd", "targets": 9}), an Attack, a function (module, images, labels) -> points, or
+        a list of any: then each attacks by itself every image that is right, and the worst counts.
+    steps, step_size, restarts: of attacks by name, in place of the usual. curve: points of accuracy against eps;
+        checks: images on which further attacks look for a flattered figure (0: none), the first of them.
+    limit: the first so many images. batch: images attacked together. seed: of everything drawn.
+    folder: where verdicts are kept, keyed by the module's weights and code, images, labels and all that was asked: the
+        same call goes on where it was killed, any other begins anew. None: nothing is written.
+    points: keep the adversarial images: `report.adversarial`.
+
+    Every verdict is a fresh float32 forward. A point that is not finite, not in [0, 1] or outside the threat model
+    counts for nothing; of an attack of ours that is an error, of a function a flag of the report. Costs the attacks'
+    forward and backward passes, which the report counts. Raises ConfigError for what cannot be judged, with the remedy.
+    """
+    device = _device(module, device)
+    own = _data(module, images, labels, data, device)
+    evaluator = _asked(threats, attack, steps, step_size, restarts, folder is not None)
+    options = {"curve": curve, "checks": checks, "images": limit, "chunk": batch, "points": points}
+    try:
+        evaluator = replace(evaluator, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    store = None if folder is None else Store(Path(folder).expanduser(), {"": identity.of_network(module)})
+    found = found_by(evaluator, {"": module}, own, seed, device, store, tell=tell)
+    report = evaluator.report(found)
+    verdicts, plan, _ = evaluator.read(found)
+    shares = {"clean": verdicts.columns["clean"].right}
+    for tag, _ in evaluator.tagged:
+        row = plan.of("attack", tag)
+        names = [figure.title for figure in report.figures if figure.threat == tag]
+        shares |= {name: verdicts.columns[trial.name].right for name, trial in zip(names, row, strict=False)}
+        shares[names[-1]] = worst([verdicts.columns[trial.name] for trial in row])[0]
+    if len(evaluator.tagged) > 1:
+        every = [verdicts.columns[trial.name] for tag, _ in evaluator.tagged for trial in plan.of("attack", tag)]
+        shares["union"] = worst(every)[0]
+    kept = {tag: chosen(evaluator, found, tag) for tag, _ in evaluator.tagged} if points else {}
+    return replace(report, names=tuple(own.names()), right=shares, points=kept)
+
+
+def _asked(
+    threats: Any, attack: Any, steps: int | None, step_size: float | None, restarts: int | None, kept: bool
+) -> Robustness:
+    """What is done, of what was said."""
+    asked = () if threats is None else threats_of(threats)
+    if isinstance(attack, str) and attack in KINDS:
+        if not asked:
+            raise ConfigError(f"attack={attack!r} needs a threat model: say threats={{'linf': 8/255}}")
+        given = {"steps": steps, "step_size": step_size, "restarts": restarts}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and attack != "pgd":
+            raise ConfigError(
+                f"attack={attack!r} has its own {' and '.join(given)}: leave that out, or give the attack by its "
+                "fields, such as attack={'use': 'apgd', 'steps': 20}"
+            )
+        try:
+            return Robustness(asked, attack, **given)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    if restarts is not None:
+        raise ConfigError("restarts is of attack='pgd': write {'use': 'restarts', 'attack': ..., 'restarts': 5}")
+    made, asked = attacks_of(attack, asked, steps, step_size, identity.of_function if kept else lambda call: "")
+    try:
+        return Robustness(asked, attacks=made)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _device(module: Any, device: Any) -> str:
+    """Where it runs: where the module lies."""
+    if device is not None:
+        return str(device)
+    tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    return str(tensors[0].device) if tensors else "cpu"
+
+
+def _data(module: Any, images: Any, labels: Any, data: Any, device: str) -> Dataset:
+    """What it is judged on. Raises ConfigError for what cannot be images and labels, before any work."""
+    if (images is None) == (data is None) or (labels is None) != (images is None):
+        raise ConfigError("give images and labels, or data=..., one of them")
+    if data is not None:
+        found: Dataset = (
+            data if not isinstance(data, (str, Mapping)) else parse(Dataset, data, "data", "what was asked")
+        )
+        if hasattr(found, "prepare"):
+            found.prepare()
+        first = next(iter(found.validation_batches(Place(), 2, 2)))[:2].to(device)
+        _logits(module, first.images)
+        return found
+    images, labels = _tensor(images, "images"), _tensor(labels, "labels")
+    _refuse(images, labels)
+    classes = _logits(module, images[:2].to(device)).shape[1]
+    labels = labels.long().cpu()
+    if len(labels) and not 0 <= int(labels.amin()) <= int(labels.amax()) < classes:
+        raise ConfigError(
+            f"labels run from {int(labels.amin())} to {int(labels.amax())}, and the module has {classes} classes: "
+            f"labels are 0 to {classes - 1}"
+        )
+    made: Any = Images(images.detach().float().cpu(), labels, classes)
+    return made
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.from_numpy(numpy.array(value))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: {type(value).__name__} is no tensor and no array ({error})") from None
+
+
+def _refuse(images: Tensor, labels: Tensor) -> None:
+    """ConfigError for tensors that are no images in [0, 1], or no labels."""
+    if not images.is_floating_point():
+        raise ConfigError(f"images are {images.dtype}: give floats in [0, 1], such as images.float() / 255")
+    if images.dim() < 2 or not len(images):
+        raise ConfigError(f"images are {list(images.shape)}: give one or more, [N, channels, height, width]")
+    if not bool(images.isfinite().all()):
+        raise ConfigError("images are not finite everywhere: leave out those with NaN or inf")
+    low, high = float(images.amin()), float(images.amax())
+    if low < 0 or high > 1:
+        cure = "divide them by 255" if low >= 0 else "give them before normalisation, which belongs into the module"
+        raise ConfigError(f"images lie in [{low:.4g}, {high:.4g}], and attacks keep to [0, 1]: {cure}")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ConfigError(f"labels are {labels.dtype} {list(labels.shape)}: give whole numbers [N], one an image")
+    if len(labels) != len(images):
+        raise ConfigError(f"there are {len(images):,} images and {len(labels):,} labels: give one for each image")
+
+
+def _logits(module: Any, images: Tensor) -> Tensor:
+    """The answers to some images. Raises ConfigError for what are no logits [B, C] of two classes or more."""
+    with judged(module), torch.no_grad():
+        found = module(images.float())
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images) or found.shape[1] < 2:
+        what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"the module answers {len(images)} images by {what}: it must give logits [B, C], C at least 2; wrap it so "
+            "that it returns them alone"
+        )
+    return found
