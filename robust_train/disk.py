@@ -1,11 +1,13 @@
-"""Files that are whole or as they were, on the disk before they are believed, and their checksums."""
+"""Files that are whole or as they were, on the disk before they are believed; their checksums; who may write them."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,3 +71,15 @@ def checksum(path: Path) -> str:
 def digest(text: str) -> str:
     """sha256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time, by a file that stays; the lock falls with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -6,7 +6,6 @@ replaced gets an index of its own.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
@@ -17,7 +16,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -25,11 +23,12 @@ import numpy as np
 
 from robust_train.data.manifest import Entry, entry_of, packed, remote, shard_name
 from robust_train.data.samples import EXTRA, IMAGES, LABELS, files_of, grouped, image_of, label_of
-from robust_train.disk import checksum, digest, write_json, write_whole
+from robust_train.disk import alone, checksum, digest, write_json, write_whole
 from robust_train.read.errors import DataError
 
 LAYOUT = 2  # of an index's rows: those of another are made anew
 BLOCK = 512  # a tar's; two of zeros end it
+ROW = np.dtype([("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", "S1")])  # keys are as wide as they must be
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,11 @@ def open_shard(url: str, folder: Path) -> LocalShard:
     good: a remote shard that changes needs another name or another cache. Raises DataError for a shard that is absent,
     empty, truncated, or not what its manifest says.
     """
-    stem = folder / f"{shard_name(url).split('.')[0]}-{_identity(url)}"
+    stem = folder / f"{shard_name(url).split('.')[0]}-{identity(url)}"
     said = stem.with_name(stem.name + ".json")
     kept = _kept(said)
     if kept is None:
-        with _alone(stem.with_name(stem.name + ".lock")):
+        with alone(stem.with_name(stem.name + ".lock")):
             kept = _kept(said)  # by another process, while this one waited
             if kept is None:
                 kept = _make(url, stem)
@@ -102,7 +101,7 @@ def index(tar: Path, name: str) -> np.ndarray:
         (*row, *(n for name in names for n in extra.get(name, absent)))
         for row, extra in zip(found, extras, strict=True)
     ]
-    return np.array(rows, dtype=[("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", f"S{longest}"), *columns])
+    return np.array(rows, dtype=[*ROW.descr[:3], ("key", f"S{longest}"), *columns])
 
 
 def where(name: str) -> tuple[str, str]:
@@ -116,12 +115,6 @@ def truncated(name: str, samples: int, why: object) -> DataError:
         f"shard {name} cannot be read to its end: after {samples:,} samples, {why}. It is truncated or damaged; "
         "copy it again, or rewrite it with python -m tools.make_shards."
     )
-
-
-@cache
-def rows_of(path: str) -> np.ndarray:
-    """An index, mapped: all processes of a machine share its memory."""
-    return np.load(path, mmap_mode="r")
 
 
 def unpacked(stream: IO[bytes], to: IO[bytes], name: str) -> str:
@@ -257,7 +250,8 @@ def _differs(name: str, found: str, said: str) -> DataError:
     )
 
 
-def _identity(url: str) -> str:
+def identity(url: str) -> str:
+    """Of a shard: its address, size and time of change. DataError where a local one cannot be read."""
     said = url
     if not remote(url):
         try:
@@ -268,18 +262,6 @@ def _identity(url: str) -> str:
             ) from error
         said = f"{os.path.abspath(url)}|{stat.st_size}|{stat.st_mtime_ns}"
     return digest(f"{LAYOUT}|{said}")[:16]
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the lock falls with the process that holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def agrees(entry: Entry, path: Path) -> bool:

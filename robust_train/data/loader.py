@@ -6,7 +6,7 @@ import multiprocessing
 import random
 import signal
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -227,10 +227,10 @@ def batches(
     tasks: Generator[Task, None, None],
     place: Place,
     workers: int,
-    names: tuple[str, ...],
+    name: Callable[[int], str],
     allowance: Allowance,
 ) -> Iterator[Batch]:
-    """Tasks to batches, in the order of the tasks; by worker processes where `workers` > 0.
+    """Tasks to batches, in the order of the tasks; by worker processes where `workers` > 0. name: of a shard.
 
     Raises DataError, naming shard and sample, for a label out of range, a shard without a good sample, or more broken
     samples than are allowed.
@@ -239,9 +239,9 @@ def batches(
         for result in _in_workers(decoder, tasks, place, workers) if workers else map(decoder.__getitem__, tasks):
             if isinstance(result, Refusal):
                 shard, message = result.args
-                raise DataError(f"shard {names[shard]} {message}")
+                raise DataError(f"shard {name(shard)} {message}")
             for sample, (shard, fault) in result.faults.items():
-                allowance.add(sample, f"shard {names[shard]}: {fault}")
+                allowance.add(sample, f"shard {name(shard)}: {fault}")
             yield Batch(
                 result.images,
                 result.targets,

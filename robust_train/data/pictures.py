@@ -10,7 +10,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from robust_train.data.decode import Undecodable, centred, pixels
-from robust_train.data.index import rows_of
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Decoder
 from robust_train.data.samples import NO_LABEL, NOT_A_LABEL, Record
@@ -61,8 +60,7 @@ def labelled(source: Pictures | Indexed) -> Iterator[tuple[str, int | None]]:
     if isinstance(source, Pictures):
         yield from ((key, None) for key in source.keys)
         return
-    for shard in source.shards:
-        rows = rows_of(shard.rows)
+    for _, rows in source.table.blocks():
         for key, label in zip(rows["key"].tolist(), rows["label"].tolist(), strict=True):
             yield key.decode(), None if label in (NO_LABEL, NOT_A_LABEL) else label
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +14,13 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from robust_train.data.augment import ImageAugmentation, NoAugmentation
-from robust_train.data.index import open_shard
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
 from robust_train.data.manifest import locate, shard_name
 from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
+from robust_train.data.table import Table, open_table
 from robust_train.nouns import Batch, Dataset, Extra, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.registry import datasets
@@ -103,7 +104,7 @@ class Shards(Dataset):
                 source.check(self.classes)
                 continue
             for record in source.strangers(self.classes):
-                raise DataError(f"shard {source.shards[record.shard].name} {label_refusal(record, self.classes)}")
+                raise DataError(f"shard {source.name(record.shard)} {label_refusal(record, self.classes)}")
             self._allowance(source)
 
     def train_size(self) -> int:
@@ -117,9 +118,10 @@ class Shards(Dataset):
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name: which data a checkpoint was trained on."""
         urls = [*locate(self.train), *([] if self.validation is None else locate(self.validation))]
-        sums = [shard.sha256 for source in (self._train, self._validation) for shard in source.shards]
+        sums = [*self._train.checksums(), *self._validation.checksums()]
         names = [shard_name(url) for url in urls]
-        return {name if names.count(name) == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
+        often = Counter(names)
+        return {name if often[name] == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
 
     def contents(self) -> dict[str, str | None]:
         """sha256 of the validation shards and of what their index says: keys, labels, sizes; of the chosen samples."""
@@ -178,7 +180,7 @@ class Shards(Dataset):
 
     @cached_property
     def _validation(self) -> Indexed:
-        return Indexed(()) if self.validation is None else self._indexed(self.validation, ())
+        return Indexed(Table("")) if self.validation is None else self._indexed(self.validation, ())
 
     @cached_property
     def _chosen(self) -> np.ndarray:
@@ -199,13 +201,11 @@ class Shards(Dataset):
         return np.array([numbers[name] for name in names])
 
     def _indexed(self, urls: str | tuple[str, ...], extra: tuple[str, ...]) -> Indexed:
-        cache = Path(self.cache).expanduser()
-        shards = tuple(open_shard(url, cache) for url in locate(urls))
-        return Indexed(shards, extra, self.labelled)
+        return Indexed(open_table(locate(urls), Path(self.cache).expanduser()), extra, self.labelled)
 
     def _allowance(self, source: Indexed | Streams) -> Allowance:
-        known = () if isinstance(source, Streams) else source.faults()
-        said = ((sample, f"shard {source.shards[r.shard].name}: sample {r.key} {r.fault}") for sample, r in known)
+        known = () if isinstance(source, Streams) else source.faults
+        said = ((sample, f"shard {source.name(shard)}: sample {fault}") for sample, shard, fault in known)
         return Allowance(self.missing, len(source), said)
 
     def _decoded(
@@ -227,8 +227,7 @@ class Shards(Dataset):
             extra={} if augment is None else self.extra,
             views=1 if augment is None else self.views,
         )
-        names = tuple(shard.name for shard in source.shards)
-        return batches(decoder, tasks, place, self.workers, names, self._allowance(source))
+        return batches(decoder, tasks, place, self.workers, source.name, self._allowance(source))
 
 
 def _indexed_tasks(n: int, place: Place, batch: int, seed: int, start: int) -> Generator[Task, None, None]:

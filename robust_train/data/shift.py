@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from robust_train.data.imagenet import LabelFiles
-from robust_train.data.index import open_shard
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, batches, evenly
 from robust_train.data.manifest import SUFFIXES, locate, remote
 from robust_train.data.pictures import Answered, Centred, Pictures, labelled
+from robust_train.data.table import open_table
 from robust_train.disk import digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
@@ -136,7 +136,7 @@ class Shift(Dataset, ABC):
         """sha256 of every shard; of a folder, that of its listing: name and bytes of every image."""
         source = self.kept.source
         if isinstance(source, Indexed):
-            return {shard.name: shard.sha256 for shard in source.shards}
+            return {source.name(shard): sha256 for shard, sha256 in enumerate(source.checksums())}
         return {source.place.name: digest("\n".join(source.listing()))}
 
     def on(self) -> dict[str, Any]:
@@ -166,8 +166,8 @@ class Shift(Dataset, ABC):
         bilinear = self.interpolation == "bilinear"
         decoder = Centred(kept, None, self.size, 3, self.crop, self.classes, border=self.border, bilinear=bilinear)
         source = kept.source
-        names = tuple(shard.name for shard in source.shards) if isinstance(source, Indexed) else (source.place.name,)
-        for batch in batches(decoder, tasks, place, self.workers, names, Allowance(self.missing, total)):
+        name = source.name if isinstance(source, Indexed) else (source.place.name,).__getitem__
+        for batch in batches(decoder, tasks, place, self.workers, name, Allowance(self.missing, total)):
             yield replace(batch, extra={"right": self._right_classes(batch.sample)})
 
     # -- what it is made of -----------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Shift(Dataset, ABC):
         if not self._sharded():
             return Pictures.below(self.home)
         cache = Path(self.cache).expanduser()
-        return Indexed(tuple(open_shard(url, cache) for url in locate(self.folder)))
+        return Indexed(open_table(locate(self.folder), cache))
 
     def _sharded(self) -> bool:
         if remote(self.folder) or self.folder.endswith(SUFFIXES):

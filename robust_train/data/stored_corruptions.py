@@ -218,7 +218,7 @@ class StoredFolders(StoredCorruption):
         tasks = evenly(place, chunk, total, limit)
         decoder = AsStored(self._kept, None, self.size, 3, 1.0, self.classes)
         name = f"{self.corruption}/{self.severity}"
-        return batches(decoder, tasks, place, self.workers, (name,), Allowance(self.missing, total))
+        return batches(decoder, tasks, place, self.workers, (name,).__getitem__, Allowance(self.missing, total))
 
     @cached_property
     def _pictures(self) -> Pictures:

@@ -75,7 +75,15 @@ class Streams:
         return cls(tuple(shards), streams, window, extra, labelled)
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return int(self._ends[-1]) if self.shards else 0
+
+    def name(self, shard: int) -> str:
+        """What a shard is called."""
+        return self.shards[shard].name
+
+    def checksums(self) -> list[str]:
+        """sha256 of each shard."""
+        return [shard.sha256 for shard in self.shards]
 
     def check(self, classes: int) -> None:
         """Read the first sample of the first shard: whether the addresses answer, and the label is in range."""
@@ -124,10 +132,10 @@ class Streams:
         records: Iterator[Record] | None = None
         for number, first, end in windows(len(order), self.window, place):
             if records is None:
-                records = self._listed(order[first:])
-            held = [next(records) for _ in range(first, end)]
+                records = self._listed(order.stretches(first))
+            held, listed = [next(records) for _ in range(first, end)], order[first:end]
             for row in window_order(end - first, seed, epoch, stream, number)[max(0, place - first) :]:
-                yield int(order[first + row]), held[row]
+                yield int(listed[row]), held[row]
 
     def tasks(self, place: Place, batch: int, seed: int, start: int) -> Generator[Task, None, None]:
         """This rank's tasks from update `start` on, read ahead by a thread. ConfigError where nothing divides."""
@@ -162,23 +170,24 @@ class Streams:
                 samples = np.array([sample for sample, _ in taken])
                 yield Task(position, samples, augmentation_seed(seed, epoch), tuple(record for _, record in taken))
 
-    def _listed(self, samples: np.ndarray) -> Iterator[Record]:
-        """Records of samples in the order of reading, shard after shard."""
-        ends = np.cumsum(self._counts)
-        shards = np.searchsorted(ends, samples, side="right")
-        cuts = np.flatnonzero(np.diff(shards)) + 1
-        for run, shard in zip(np.split(samples, cuts), shards[np.concatenate([[0], cuts])], strict=True):
-            first = int(run[0] - ends[shard]) + self._counts[shard]
-            last = first + len(run) - 1
-            for record in self.read(int(shard)):
+    def _listed(self, stretches: Iterator[tuple[int, int]]) -> Iterator[Record]:
+        """Records of (first sample, how many) in the order of reading, shard after shard."""
+        for sample, many in stretches:
+            shard = int(np.searchsorted(self._ends, sample, side="right"))
+            first = sample - int(self._ends[shard]) + self.shards[shard].samples
+            for record in self.read(shard):
                 if record.number >= first:
                     yield record
-                if record.number == last:
+                if record.number == first + many - 1:
                     break  # the rest, where there is any, is another stream's
 
     @cached_property
-    def _counts(self) -> tuple[int, ...]:
-        return tuple(shard.samples for shard in self.shards)
+    def _counts(self) -> np.ndarray:
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self._counts)
 
 
 def ahead(make: Callable[[], Generator[Item, None, None]]) -> Generator[Item, None, None]:

@@ -1,12 +1,10 @@
-"""Files of tensors that say their own sum, and who may write them."""
+"""Files of tensors that say their own sum."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -35,14 +33,3 @@ def loaded(path: Path) -> dict[str, Tensor] | None:
         path.unlink(missing_ok=True)
         return None
     return found
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time; the lock falls with the process that holds it."""
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)

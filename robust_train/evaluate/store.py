@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from robust_train import fingerprint
-from robust_train.disk import write_bytes, write_text
+from robust_train.disk import alone, write_bytes, write_text
 from robust_train.evaluate.report import versions
-from robust_train.evaluate.sealed import alone, loaded, sealed
+from robust_train.evaluate.sealed import loaded, sealed
 from robust_train.nouns import Dataset, Evaluator, Piece, Shape, Tensors
 
 At = tuple[int, str]

@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_train.data.order import augmentation_seed, permutation, samples_of, stream_order, window_order, windows
+from robust_train.data import order as orders_of
+from robust_train.data.order import (
+    Bijection,
+    augmentation_seed,
+    permutation,
+    samples_of,
+    stream_order,
+    window_order,
+    windows,
+)
 from robust_train.keyed import Key
 
 seeds = st.integers(0, 2**63 - 1)
@@ -52,7 +61,7 @@ def test_seeds_and_epochs_have_orders_of_their_own():
 @settings(deadline=None, max_examples=30)
 def test_streams_share_all_samples_equally_up_to_the_remainder(counts, streams, seed, epoch):
     total = sum(counts)
-    parts = [stream_order(counts, streams, seed, epoch, stream) for stream in range(streams)]
+    parts = [stream_order(counts, streams, seed, epoch, stream)[:] for stream in range(streams)]
     assert {len(part) for part in parts} == {total // streams}
     listed = np.concatenate(parts).tolist()
     assert len(set(listed)) == len(listed) == total - total % streams
@@ -63,12 +72,84 @@ def test_streams_share_all_samples_equally_up_to_the_remainder(counts, streams, 
 def test_a_stream_reads_each_of_its_shards_in_one_go(counts, streams, seed):
     shard = np.repeat(np.arange(len(counts)), counts)
     for stream in range(streams):
-        order = stream_order(counts, streams, seed, 0, stream)
+        order = stream_order(counts, streams, seed, 0, stream)[:]
         jumps = np.flatnonzero(np.diff(order) != 1)
         # it leaves a shard only at the shard's end, and enters the next at its beginning
         ends, starts = set((np.cumsum(counts) - 1).tolist()), set((np.cumsum([0, *counts[:-1]])).tolist())
         assert all(int(order[j]) in ends and int(order[j + 1]) in starts for j in jumps)
         assert len(set(shard[order].tolist())) <= len(jumps) + 1 + len(counts)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 6), seeds, st.integers(0, 240))
+@settings(deadline=None, max_examples=30)
+def test_a_stream_is_a_part_of_the_shards_samples_one_after_another(counts, streams, seed, place):
+    """Against the list of all samples, written down: every place, and what is read from any of them on."""
+    starts = np.cumsum([0, *counts])
+    shards = permutation(len(counts), Key(seed).of("shards").at(2))
+    listed = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
+    length = len(listed) // streams
+    for stream in range(streams):
+        found = stream_order(counts, streams, seed, 2, stream)
+        mine = listed[stream * length : (stream + 1) * length]
+        assert len(found) == length
+        assert found[:].tolist() == mine.tolist()
+        assert found[place // 3 : place].tolist() == mine[place // 3 : place].tolist()
+        read = [sample for first, many in found.stretches(place) for sample in range(first, first + many)]
+        assert read == mine[place:].tolist()
+
+
+@given(st.integers(1, 3000), seeds)
+@settings(deadline=None, max_examples=30)
+def test_a_bijection_is_a_permutation(n, seed):
+    """Every place written down, at any number of samples."""
+    order = Bijection(n, Key(seed))
+    assert sorted(order[:].tolist()) == list(range(n))
+    assert order[n // 3 : n // 2].tolist() == order[:].tolist()[n // 3 : n // 2]
+
+
+def test_a_bijection_of_a_thousand_million_is_undone_exactly():
+    """Each round is undone by the same words: what 10,000 samples come from goes back to them, and nothing collides."""
+    order = Bijection(10**9, Key(3))
+    a, b = order.sides
+    assert 10**9 <= a * b < 10**9 * 1.0001
+
+    def undone(y):
+        left, right = y // b, y % b
+        for i in range(orders_of.ROUNDS - 2, -1, -2):
+            right = (right - order.turn(i + 1, left, b)) % b
+            left = (left - order.turn(i, right, a)) % a
+        return left * b + right
+
+    places = slice(987_654_321, 987_664_321)
+    found = order[places]
+    assert found.min() >= 0
+    assert found.max() < 10**9
+    back = undone(found)
+    while (outside := back >= 10**9).any():
+        back[outside] = undone(back[outside])
+    assert back.tolist() == list(range(places.start, places.stop))
+
+
+def test_a_bijections_order_is_spread_and_has_no_memory():
+    """Over 40,000 places: uniform in 16 cells (chi square, 15 degrees: below 45), neighbours uncorrelated (5 sigma)."""
+    found = Bijection(2**24 + 1, Key(1).of("order").at(0))[1_000_000:1_040_000] / (2**24 + 1)
+    cells = np.histogram(found, 16, (0, 1))[0]
+    assert ((cells - 2500) ** 2 / 2500).sum() < 45
+    for lag in (1, 2, 64, 4096):
+        assert abs(np.corrcoef(found[lag:], found[:-lag])[0, 1]) < 5 * len(found) ** -0.5
+    other = Bijection(2**24 + 1, Key(1).of("order").at(1))[1_000_000:1_040_000] / (2**24 + 1)
+    assert abs(np.corrcoef(found, other)[0, 1]) < 5 * len(found) ** -0.5
+
+
+def test_orders_up_to_the_stated_size_are_what_they_were_and_above_it_nothing_is_as_long_as_the_samples(monkeypatch):
+    n, batch, seed = 1000, 10, 4
+    drawn = permutation(n, Key(seed).of("order").at(0))
+    assert samples_of(7, n, batch, seed)[1].tolist() == drawn[70:80].tolist()
+    assert orders_of.WHOLE > 15_000_000, "ImageNet-21k's order stays what it was"
+    monkeypatch.setattr(orders_of, "permutation", None)
+    epoch, samples = samples_of(3_906_250 * 2 + 5, 10**9, 256, seed)
+    assert epoch == 2
+    assert samples.tolist() == Bijection(10**9, Key(seed).of("order").at(2))[5 * 256 : 6 * 256].tolist()
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 99))
