@@ -121,6 +121,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     out = parser.add_argument_group("where and whither")
     out.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
     out.add_argument("--devices", type=int, default=1, help="processes on a Ray cluster, one a device (%(default)s)")
+    out.add_argument("--workers", type=int, default=0, help="processes a device that decode and corrupt (%(default)s)")
     out.add_argument("--address", help="of the Ray cluster (RAY_ADDRESS, else a local one)")
     out.add_argument("--json", metavar="FILE", help="the report (eval.json in the run's folder, or in runs/NAME)")
     out.add_argument("--html", metavar="FILE", help="the report as a page that needs no other file (beside the report)")
@@ -202,8 +203,9 @@ def main(words: list[str]) -> None:
     ((_, network),) = networks.items()
     evaluation = eval_saved.evaluated(asked, evaluation, data)
     store = Store(subject.home / "eval", subject.fingerprints)
+    dealt = deal(asked, subject, device)
     with telling() as tell:
-        found = evaluate(evaluation, networks, data, asked.seed, device, store, deal(asked, subject, device), tell)
+        found = evaluate(evaluation, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
     before = resumed(store)
     report, (verdicts, plan, _) = evaluation.report(found), evaluation.read(found)
     names = data.names()
@@ -291,6 +293,8 @@ def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
     """Who does the work, where it is not this process alone."""
     if asked.devices < 1:
         raise ConfigError(f"--devices {asked.devices}: at least one process does the work")
+    if asked.workers < 0:
+        raise ConfigError(f"--workers {asked.workers} must not be negative; 0: the evaluating process decodes itself")
     if asked.devices == 1 and asked.address is None:
         return None
     try:
@@ -299,7 +303,8 @@ def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
         raise ConfigError(f"--devices {asked.devices} needs Ray ({error}): pip install -e '.[cluster]'") from error
     import os
 
-    return dealt(subject, asked.devices, device.startswith("cuda"), asked.address or os.environ.get("RAY_ADDRESS"))
+    address = asked.address or os.environ.get("RAY_ADDRESS")
+    return dealt(subject, asked.devices, device.startswith("cuda"), address, asked.workers)
 
 
 def resumed(store: Store) -> list[str]:

@@ -93,8 +93,9 @@ def judge(
     on = course.on({name: identity[name] for name in ("data", "listed") if name in identity}, asked.seed)
     base = None if asked.base is None else of_base(Path(asked.base), on)
     store = Store(subject.home / "eval", subject.fingerprints)
+    dealt = deal(asked, subject, device)
     with telling() as tell:
-        found = evaluate(course, networks, data, asked.seed, device, store, deal(asked, subject, device), tell)
+        found = evaluate(course, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
     resumed(store)
     result = course.report(found).result
     gain = None if base is None else result.gain(base)

@@ -58,8 +58,9 @@ def judge(
     writable(target.parent, "--json FILE")
     networks, data = subject.networks(device), subject.images()
     store = Store(subject.home / "eval", subject.fingerprints)
+    dealt = deal(asked, subject, device)
     with telling() as tell:
-        found = evaluate(evaluator, networks, data, asked.seed, device, store, deal(asked, subject, device), tell)
+        found = evaluate(evaluator, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
     notes = resumed(store)
     report = evaluator.report(found)
     show_tables(subject.title, report)

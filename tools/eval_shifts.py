@@ -70,7 +70,7 @@ def judge(
         shift.prepare()
     store = Store(subject.home / "eval", subject.fingerprints)
     with telling() as tell:
-        found = evaluate(shifts, networks, shifts.wanted[0], 0, device, store, dealt, tell)
+        found = evaluate(shifts, networks, shifts.wanted[0], 0, device, store, dealt, tell, asked.workers)
     resumed(store)
     result = shifts.report(found).result
     show_shifts(subject.title, result)

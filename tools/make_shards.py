@@ -14,13 +14,15 @@ manifest.json (counts and checksums). The same command goes on where an interrup
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -103,8 +105,10 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
         "resize": source.resize,
         "size_per_shard": per_shard,
     }
-    manifest = read_manifest(out)
-    done = begun(manifest, source, out, plan)
+    manifest, journal = read_manifest(out), Journal(out / f".{source.split}.made.jsonl")
+    if source.split not in manifest["splits"]:
+        journal.end()  # of shards that were taken away
+    done, unreadable = begun(manifest, source, out, plan, journal)
     order = permutation(count, Key(0).of("make_shards"))
     names = [f"{source.split}-{i:06d}.tar" for i in range(-(-count // per_shard))]
     jobs = [
@@ -117,7 +121,6 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
         raise DataError(
             f"{out / strange[0]} is there already and no manifest speaks of it. Name another folder, or remove it."
         )
-    unreadable = set(manifest["splits"].get(source.split, {}).get("unreadable", []))
 
     def note() -> None:
         shards = [done[name] for name in names if name in done]
@@ -128,15 +131,51 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
 
     write_json(out / "classes.json", source.classes)
     note()
-    for entry, bad in written(source, jobs, processes):
-        done[entry.file] = entry
-        unreadable |= set(bad)
+    try:
+        for entry, bad in written(source, jobs, processes):
+            done[entry.file] = entry
+            unreadable |= set(bad)
+            journal.add(entry, bad)
+    finally:
         note()
+    journal.end()
     return sum(entry.samples for entry in done.values()), sorted(unreadable)
 
 
-def begun(manifest: dict[str, Any], source: Source, out: Path, plan: dict[str, Any]) -> dict[str, Entry]:
-    """Shards of the split that are finished and as the manifest says. DataError where they are of another making."""
+@dataclass(frozen=True)
+class Journal:
+    """What has been made since the manifest was written, a line a shard: to write all of it for each shard would cost
+    the square of their number. It lies beside the manifest until that says the same."""
+
+    path: Path
+
+    def add(self, entry: Entry, bad: list[str]) -> None:
+        """A shard that is there, and the images that were left out of it."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps([asdict(entry), bad]).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> Iterator[tuple[Entry, list[str]]]:
+        """What a killed command had made; a line that the kill cut off says nothing."""
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for line in lines:
+            with suppress(ValueError, TypeError):
+                entry, bad = json.loads(line)
+                yield Entry(**entry), bad
+
+    def end(self) -> None:
+        """The manifest says it all."""
+        self.path.unlink(missing_ok=True)
+
+
+def begun(
+    manifest: dict[str, Any], source: Source, out: Path, plan: dict[str, Any], journal: Journal
+) -> tuple[dict[str, Entry], set[str]]:
+    """Shards of the split that are finished and as was noted, and images left out of them.
+
+    DataError where they are of another making.
+    """
     classes = out / "classes.json"
     if classes.exists() and read_names(classes) != tuple(source.classes):
         raise DataError(
@@ -145,20 +184,24 @@ def begun(manifest: dict[str, Any], source: Source, out: Path, plan: dict[str, A
         )
     split = manifest["splits"].get(source.split)
     if split is None:
-        return {}
+        return {}, set()
     if split.get("plan") != plan:
         raise DataError(
             f"{out} holds a split {source.split!r} made otherwise ({split.get('plan', 'elsewhere')}, now {plan}). "
             "Nothing is overwritten: name another --split or folder, or remove those shards and their manifest."
         )
-    found = {}
-    for entry in entries(manifest, source.split):
+    found, unreadable = {}, set(split.get("unreadable", []))
+    noted = {entry.file: entry for entry in entries(manifest, source.split)}
+    for entry, bad in journal.read():
+        noted[entry.file] = entry
+        unreadable |= set(bad)
+    for entry in noted.values():
         path = out / entry.file
         if agrees(entry, path):
             found[entry.file] = entry
         elif path.exists():
             raise DataError(f"{path} is not the file that was written: remove it, and the same command writes it again")
-    return found
+    return found, unreadable
 
 
 def written(source: Source, jobs: list[tuple[Path, list[int]]], processes: int) -> Iterator[tuple[Entry, list[str]]]:

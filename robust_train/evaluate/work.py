@@ -6,13 +6,16 @@ report = evaluator.report(found)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
+from robust_train.evaluate.ahead import Ahead, asked, beforehand, first
 from robust_train.evaluate.columns import Columns, joined
 from robust_train.evaluate.store import PICTURE, WHOLE, At, Job, Store, is_rows
 from robust_train.keyed import Key
@@ -51,9 +54,11 @@ def evaluate(
     store: Store | None = None,
     deal: Deal | None = None,
     tell: Tell = silent,
+    workers: int = 0,
 ) -> Columns:
     """All that the evaluator asks for, of which only what the store lacks is judged. Killed, it goes on from there.
 
+    workers: processes that decode and corrupt before the device asks; 0: this one. deal: who has workers of its own.
     Whole pieces, and those that depend on what others found, come in rounds. Raises ConfigError where there are no
     images.
     """
@@ -69,11 +74,12 @@ def evaluate(
         if not jobs and not fits and len(store.pieces) == before:
             return found
         task = Task(evaluator, store.pieces, seed, {on: store.total(on) for on in {job.on for job in jobs}})
-        done = work(networks, data, task, jobs, device) if deal is None or not jobs else deal(task, jobs)
-        for (number, name), tensors in done:
-            store.put(number, name, tensors)
-            if not is_rows(store.pieces[name]):
-                tell(f"{name}, chunk {number}", store.share, store.standing)
+        with Ahead(data, task, workers) if workers and jobs and deal is None else nullcontext() as ahead:
+            done = work(networks, data, task, jobs, device, ahead) if deal is None or not jobs else deal(task, jobs)
+            for (number, name), tensors in done:
+                store.put(number, name, tensors)
+                if not is_rows(store.pieces[name]):
+                    tell(f"{name}, chunk {number}", store.share, store.standing)
         for piece in fits:
             whole = {name: joined([store.get(n, name) for n in store.numbers(name)]) for name in piece.needs}
             store.put(WHOLE, piece.name, evaluator.judge(networks, NOTHING, piece, whole, Key(seed)))
@@ -81,9 +87,21 @@ def evaluate(
 
 
 def work(
-    networks: Mapping[str, Any], data: Dataset, task: Task, jobs: Sequence[Job], device: str
+    networks: Mapping[str, Any],
+    data: Dataset,
+    task: Task,
+    jobs: Sequence[Job],
+    device: str,
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[At, Tensors]]:
-    """What each job finds, as it comes. Images are decoded of no chunk but the jobs'."""
+    """What each job finds, as it comes. Images are decoded of no chunk but the jobs'; ahead: who decodes them."""
+    if ahead is not None:
+        for job in jobs:
+            ahead.want(job)
+        for job in jobs:
+            for name, tensors in judged(networks, ahead.take(job.on, job.number).to(device), task, job, ahead):
+                yield (job.number, name), tensors
+        return
     for on, some in groupby(jobs, lambda job: job.on):
         known = {job.number: job for job in some}
         own = next((p.data for p in task.pieces.values() if p.on == on and p.data is not None), data)
@@ -105,20 +123,21 @@ def chunks(
         yield from place.numbered(data.validation_batches(place, chunk, limit))
 
 
-def judged(networks: Mapping[str, Any], batch: Batch, task: Task, job: Job) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def judged(
+    networks: Mapping[str, Any], batch: Batch, task: Task, job: Job, ahead: Ahead | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The lacking pieces of one chunk, each after those it needs; of these what is not kept lives as long as needed."""
-    key, made, lacking = Key(task.seed), dict(job.before), set(job.lacking)
-    needed: dict[str, int] = {}  # how many that are still to be made need it
-    for name in reversed(list(task.pieces)):
-        if name in lacking or name in needed:
-            for other in task.pieces[name].needs if name not in made else ():
-                needed[other] = needed.get(other, 0) + 1
-    for name, piece in task.pieces.items():
-        if name in made or (name not in lacking and name not in needed):
-            continue
-        rows = batch if piece.images is None else batch[: int((batch.position < piece.images).sum())]
+    key, made, lacking, names = Key(task.seed), dict(job.before), set(job.lacking), asked(task.pieces, job)
+    ready = set() if ahead is None else set(beforehand(task.pieces, job))
+    needed = Counter(other for name in names for other in task.pieces[name].needs)  # how many still need it
+    for name in names:
+        piece = task.pieces[name]
+        rows = first(batch, piece)
         found: Any = {}
-        if len(rows) and is_rows(piece):
+        if name in ready and ahead is not None:
+            device = str(batch.images.device)
+            found = {what: lean.to(device) for what, lean in ahead.take(job.on, job.number, name).items()}
+        elif len(rows) and is_rows(piece):
             found = {"sample": rows.sample, "labels": labels_of(rows.targets)}
         elif len(rows):
             before = {other: made[other] for other in piece.needs}

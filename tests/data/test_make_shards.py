@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 from itertools import islice
 
@@ -97,6 +98,43 @@ def test_an_interrupted_command_goes_on_and_rewrites_nothing(folders, tmp_path, 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_manifest(tmp_path / "out") == read_manifest(tmp_path / "whole")
     assert verify(tmp_path / "out") == []
+
+
+def test_a_killed_command_goes_on_from_its_journal_and_the_manifest_is_written_twice_however_many_shards(
+    folders, tmp_path, monkeypatch
+):
+    """A kill leaves no time for a manifest: what is there is known by a line each, the last one cut off."""
+    make(folders, tmp_path / "whole", "--size-per-shard", 1, "--processes", 1)
+    shard, writes, out = make_shards.shard, [], tmp_path / "out"
+    write = make_shards.write_json
+    monkeypatch.setattr(make_shards, "write_json", lambda path, value: (writes.append(path.name), write(path, value)))
+    make(folders, out, "--size-per-shard", 1, "--processes", 1)
+    assert writes.count("manifest.json") == 2
+    assert not list(out.glob(".*")), "the journal is gone"
+
+    shutil.rmtree(out)
+    begun = {}
+
+    def note(source, path, numbers):
+        if len(begun) == 3:
+            begun["manifest"] = (out / "manifest.json").read_bytes()
+            raise KeyboardInterrupt
+        begun[path] = 1
+        return shard(source, path, numbers)
+
+    monkeypatch.setattr(make_shards, "shard", note)
+    with pytest.raises(KeyboardInterrupt):
+        make(folders, out, "--size-per-shard", 1, "--processes", 1)
+    (out / "manifest.json").write_bytes(begun["manifest"])  # as a kill would leave it: it knows of none
+    with (out / ".train.made.jsonl").open("ab") as file:
+        file.write(b'[{"file": "train-0000')
+    before = {path: path.stat().st_mtime_ns for path in begun if path != "manifest"}
+    assert len(before) == 3
+    monkeypatch.setattr(make_shards, "shard", shard)
+    make(folders, out, "--size-per-shard", 1, "--processes", 1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read_manifest(out) == read_manifest(tmp_path / "whole")
+    assert not list(out.glob(".*"))
 
 
 def test_finished_shards_are_not_overwritten(folders, tmp_path):

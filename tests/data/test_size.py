@@ -109,7 +109,7 @@ def test_opening_looks_at_each_shard_once_and_makes_the_table_once(tmp_path, mon
     again = open_table(urls, tmp_path / "cache")
     assert calls == {"open": 300, "identity": 600}
     assert again == one
-    assert one.name(299) == "s-00299.tar"
+    assert one.name(299) == "s-000299.tar"
     assert one.ends.tolist() == list(range(1, 301))
     assert open_table(urls[::-1], tmp_path / "cache") != one, "another order is another data set"
 
