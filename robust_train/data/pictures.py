@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from PIL.Image import Image
@@ -45,14 +47,15 @@ class Pictures:
         for step in range(1, len(self.keys)):
             yield self.record((record.number + step) % len(self.keys))
 
-    def listing(self) -> Iterator[str]:
-        """Name and bytes of each image."""
-        return (f"{key} {(self.place / key).stat().st_size}" for key in self.keys)
+    @cached_property
+    def sums(self) -> tuple[str, str]:
+        """sha256 of the images' names and bytes, and of their names and when they were written; one look at each.
 
-    def stamp(self) -> str:
-        """sha256 of the names and of when each image was written: another where one was replaced by one as large."""
-        times = "\n".join(f"{key} {(self.place / key).stat().st_mtime_ns}" for key in self.keys)
-        return digest(times)
+        The second is another where an image was replaced by one as large.
+        """
+        facts = [(key, os.stat(f"{self.place}/{key}")) for key in self.keys]
+        sizes = "\n".join(f"{key} {fact.st_size}" for key, fact in facts)
+        return digest(sizes), digest("\n".join(f"{key} {fact.st_mtime_ns}" for key, fact in facts))
 
 
 def labelled(source: Pictures | Indexed) -> Iterator[tuple[str, int | None]]:

@@ -137,7 +137,7 @@ class Shift(Dataset, ABC):
         source = self.kept.source
         if isinstance(source, Indexed):
             return {source.name(shard): sha256 for shard, sha256 in enumerate(source.checksums())}
-        return {source.place.name: digest("\n".join(source.listing()))}
+        return {source.place.name: source.sums[0]}
 
     def on(self) -> dict[str, Any]:
         """All that verdicts are a function of beside the network: images, right classes, how they are prepared.
@@ -146,7 +146,7 @@ class Shift(Dataset, ABC):
         """
         right = digest(repr((self.kept.numbers, self.kept.answers)))
         prepared = {name: getattr(self, name) for name in ("size", "crop", "interpolation")}
-        written = self.kept.source.stamp() if isinstance(self.kept.source, Pictures) else None
+        written = self.kept.source.sums[1] if isinstance(self.kept.source, Pictures) else None
         images = {"images": self.checksums(), "written": written}
         return {**images, "answers": right, "allowed": _listed(self.allowed), **prepared}
 

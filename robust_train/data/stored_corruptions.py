@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -71,7 +71,18 @@ class StoredCorruption(Dataset, ABC):
             )
         if severity not in SEVERITIES:
             raise ConfigError(f"severity={severity} of {corruption} is not in 1, ..., 5")
-        return replace(self, corruption=corruption, severity=severity)
+        other = replace(self, corruption=corruption, severity=severity)
+        other.__dict__["_known"] = self._known
+        return other
+
+    @cached_property
+    def _known(self) -> dict[Any, Any]:
+        """What was found of any corruption and severity, once for all values that `at` made of this one."""
+        return {}
+
+    def __reduce__(self) -> Any:
+        """Its fields alone travel: 75 listings of 50,000 names do not."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @abstractmethod
     def corruptions(self) -> tuple[str, ...]:
@@ -202,12 +213,11 @@ class StoredFolders(StoredCorruption):
 
     def checksums(self) -> dict[str, str]:
         """sha256 of the listing: name and bytes of every image."""
-        listing = "\n".join(self._pictures.listing())
-        return {f"{self.corruption}/{self.severity}": digest(listing)}
+        return {f"{self.corruption}/{self.severity}": self._pictures.sums[0]}
 
     def stamp(self) -> str:
         """Of the labels, and of when the images were written."""
-        return digest(f"{sorted(self._labels.items())} {self._pictures.stamp()}")
+        return digest(f"{sorted(self._labels.items())} {self._pictures.sums[1]}")
 
     def validation_batches(self, place: Place, chunk: int, limit: int | None = None) -> Iterator[Batch]:
         """This rank's chunks of `chunk` images, uint8: chunk i goes to rank i mod world; the last may be smaller.
@@ -220,8 +230,19 @@ class StoredFolders(StoredCorruption):
         name = f"{self.corruption}/{self.severity}"
         return batches(decoder, tasks, place, self.workers, (name,).__getitem__, Allowance(self.missing, total))
 
-    @cached_property
+    @property
     def _pictures(self) -> Pictures:
+        """Listed once for each corruption and severity; names that several have alike are held once."""
+        at = (self.corruption, self.severity)
+        if at not in self._known:
+            listed = self._listed()
+            alike = (one for one in self._known.values() if isinstance(one, Pictures) and one.keys == listed.keys)
+            first = next(alike, None)
+            self._known[at] = listed if first is None else Pictures(listed.place, first.keys)
+        found: Pictures = self._known[at]
+        return found
+
+    def _listed(self) -> Pictures:
         found = self._found(self.corruption)
         if found is None:
             raise DataError(
@@ -229,8 +250,15 @@ class StoredFolders(StoredCorruption):
             )
         return Pictures.below(found / str(self.severity))
 
-    @cached_property
+    @property
     def _kept(self) -> Answered:
+        at = ("kept", id(self._pictures.keys), self.order)  # the names of all that have the same are one object
+        if at not in self._known:
+            found = self._judged()
+            self._known[at] = found.numbers, found.answers
+        return Answered(self._pictures, *self._known[at])
+
+    def _judged(self) -> Answered:
         labels = self._labels
         ids = ((number, key.split("/")[-2] if "/" in key else "") for number, key in enumerate(self._pictures.keys))
         found = [(number, labels[wnid]) for number, wnid in ids if wnid in labels]
@@ -253,8 +281,12 @@ class StoredFolders(StoredCorruption):
 
     def _found(self, corruption: str) -> Path | None:
         """The corruption's folder: here, or one folder below, where an archive such as blur.tar left its own."""
-        places = [self.home / corruption, *sorted(self.home.glob(f"*/{corruption}"))]
-        return next((place for place in places if (place / str(self.severity)).is_dir()), None)
+        at = ("folder", corruption, self.severity)
+        if self._known.get(at) is None:  # one that is not there may come
+            places = [self.home / corruption, *sorted(self.home.glob(f"*/{corruption}"))]
+            self._known[at] = next((place for place in places if (place / str(self.severity)).is_dir()), None)
+        found: Path | None = self._known[at]
+        return found
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,3 +196,30 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         order.write_text(text)
         with pytest.raises(DataError, match=said):
             stored(tmp_path, 3, SIDE, order).at("fog", 1).check()
+
+
+def test_each_folder_is_listed_once_and_each_image_looked_at_once_whoever_asks(tmp_path, monkeypatch):
+    """ImageNet-C: 75 folders of 50,000 names, asked for by pieces of every round, by labels, sizes and times."""
+    from robust_train.data import pictures, stored_corruptions
+    from robust_train.evaluate.store import Store
+    from robust_train.evaluate.work import evaluate
+
+    listed, stats = [], []
+    image_files, stat = pictures.image_files, os.stat
+    monkeypatch.setattr(pictures, "image_files", lambda folder: listed.append(str(folder)) or image_files(folder))
+    monkeypatch.setattr(pictures.os, "stat", lambda path, *a, **k: stats.append(str(path)) or stat(path, *a, **k))
+    kinds = ("fog", "gaussian_noise")
+    data = stored_corruptions.StoredFolders(str(folders(tmp_path, kinds)), 3, SIDE)
+    course = Course(kinds, chunk=4, stored=data)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 3)).eval()
+    store = Store(tmp_path / "store", {"net": "a"})
+    report = course.report(evaluate(course, {"net": network}, data.at("fog", 1), store=store))
+    course.on({}, 0)
+    assert len(report.result.counts) == 10
+    assert sorted(listed) == sorted(str(tmp_path / kind / str(s)) for kind in kinds for s in range(1, 6))
+    images = [path for path in stats if path.endswith((".JPEG", ".png"))]
+    assert images
+    assert len(set(images)) == len(images)
+    one, other = data.at("fog", 1), data.at("gaussian_noise", 5)
+    assert one._pictures.keys is other._pictures.keys, "held once"
+    assert len(pickle.dumps(other)) < 1000
