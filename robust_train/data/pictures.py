@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os import stat
 from pathlib import Path
 
 from PIL.Image import Image
@@ -53,7 +53,7 @@ class Pictures:
 
         The second is another where an image was replaced by one as large.
         """
-        facts = [(key, os.stat(f"{self.place}/{key}")) for key in self.keys]
+        facts = [(key, stat(f"{self.place}/{key}")) for key in self.keys]
         sizes = "\n".join(f"{key} {fact.st_size}" for key, fact in facts)
         return digest(sizes), digest("\n".join(f"{key} {fact.st_mtime_ns}" for key, fact in facts))
 
