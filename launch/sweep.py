@@ -299,12 +299,23 @@ def table(found: Sweep, done: Mapping[str, Summary], failed: Mapping[str, str]) 
     if len(found.seeds) == 1:
         shown.title = f"{found.folder}: images of training, seconds and images/s of each run's last start"
     shown.add_column("run")
-    for key in [*columns, "images", "seconds", "images/s", *(["failed"] if failed else [])]:
+    collapses = any("probe/collapses" in summary for summary in done.values())
+    for key in [
+        *columns,
+        *(["collapsed"] if collapses else []),
+        "images",
+        "seconds",
+        "images/s",
+        *(["failed"] if failed else []),
+    ]:
         shown.add_column(key.removeprefix("accuracy/"), justify="left" if key == "failed" else "right")
     for name, _, _ in found.indices():
         places = [f"seed{seed}/{name}" for seed in found.seeds]
         rows = [done[place] for place in places if place in done]
         cells = [percent([row[key] for row in rows if key in row]) for key in columns]
+        if collapses:
+            watched = [row["probe/collapses"] for row in rows if "probe/collapses" in row]
+            cells.append(f"{sum(map(bool, watched))} of {len(watched)}" if watched else "not watched")
         for key in ("images", "seconds", "images/s"):
             values = [row[key] for row in rows if key in row]
             cells.append(f"{statistics.fmean(values):,.0f}" if values else "")

@@ -228,12 +228,16 @@ def finish(run: Run, engine: Engine, judge: Judge, records: Records) -> dict[str
     attack = settings.final or settings.attack
     began = time.monotonic()
     found = judge.evaluate(attack, None if settings.final else settings.images)
+    for other in settings.beside:
+        found |= judge.evaluate(other, None if settings.final else settings.images)
     records.add(run.updates, found)
     shown = getattr(run.objective, "attack", None) or attack
     if shown is not None:
         last = at(shown, run.updates - 1, run.updates)  # schedules in it become numbers
         records.picture(run.updates, "attack", picture(run, engine, last))
     summary = {**found, "updates": run.updates, "evaluation/seconds": time.monotonic() - began, **records.totals()}
+    if settings.probe.attack is not None:
+        summary["probe/collapses"] = judge.judged.collapses
     records.close_segment(run.updates)
     records.summary(summary)
     return summary

@@ -22,6 +22,7 @@ class Judged:
     best: float = -1.0  # the best validation accuracy so far: robust where an attack is named
     best_checkpoint: str | None = None  # the name of the one that holds it
     probed: float | None = None  # accuracy at the last probe
+    collapses: int = 0  # probes that found a fall
 
 
 class Judge:
@@ -64,8 +65,8 @@ class Judge:
             found = self.accuracies(network, [chosen] if len(chosen) else [], attack, key)
         accuracy = found[f"accuracy/{attack.label}"]
         before = self.judged.probed
-        self.judged = replace(self.judged, probed=accuracy)
         collapsed = before is not None and before - accuracy > settings.fall
+        self.judged = replace(self.judged, probed=accuracy, collapses=self.judged.collapses + collapsed)
         records.add(update, {f"probe/{attack.label}": accuracy, "probe/collapsed": float(collapsed)})
         if collapsed:
             records.say(

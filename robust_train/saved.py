@@ -75,7 +75,7 @@ def load(run: Run, engine: Engine, judge: Judge, folder: Path) -> dict[str, Any]
         position["parts"],
     )
     engine.restore(there, str(folder))
-    judge.judged = Judged(position["best"], position["best_checkpoint"], position["probed"])
+    judge.judged = Judged(position["best"], position["best_checkpoint"], position["probed"], position["collapses"])
     judge.improved = False
     if engine.place.leads:
         checkpoint.mark_best(run.path, judge.judged.best_checkpoint, judge.judged.best)

@@ -63,6 +63,7 @@ EPOCHS = {
     "cifar/wrn34-10-trades-awp": 200,
     "cifar/wrn34-10-free8": 205,
     "cifar/rn18-grad-align": 30,
+    "cifar/gallery": 100,
     "cifar/small": 10,
     "cifar/small-plain": 10,
 }

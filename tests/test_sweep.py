@@ -342,6 +342,18 @@ def test_a_long_message_does_not_break_the_table(study: Path, capsys: pytest.Cap
     assert lines[0].endswith("[...] │")
 
 
+def test_the_table_says_of_how_many_seeds_a_probe_saw_a_collapse(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Sweep.load(study)
+    seeds = {f"seed{seed}": {"accuracy/clean": 0.5, "probe/collapses": 2 * (seed == 3)} for seed in found.seeds}
+    sweeping.table(found, {f"{seed}/a": summary for seed, summary in seeds.items()}, {})
+    told = capsys.readouterr().out
+    assert "collapsed" in told
+    assert f"1 of {len(found.seeds)}" in told
+    assert "not watched" in told
+
+
 def test_a_mean_has_the_standard_error_of_its_seeds() -> None:
     assert percent([]) == "not run"
     assert percent([0.5]) == "50.0 %"

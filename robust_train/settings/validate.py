@@ -44,6 +44,7 @@ class Validate:
     attack: Attack | None = None  # robust accuracy is under this attack; null: clean accuracy only
     images: int | None = None  # the first so many validation images; null: all
     final: Attack | None = None  # a stronger attack on all validation images after the last update; null: `attack`
+    beside: tuple[Attack, ...] = ()  # further attacks after the last update, each a figure of its own
     chunk: int = 256  # consecutive images that are judged together
     probe: Probe = field(default_factory=Probe)  # a watch for catastrophic overfitting, on training batches
 
@@ -53,6 +54,8 @@ class Validate:
             raise ValueError(f"chunk={self.chunk} must be at least 1")
         settled("attack", self.attack)
         settled("final", self.final)
+        for place, attack in enumerate(self.beside):
+            settled(f"beside[{place}]", attack)
 
     def due(self, update: int, updates: int) -> bool:
         """Whether a validation comes after `update`. The last update's competes for the best checkpoint too."""

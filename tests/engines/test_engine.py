@@ -223,10 +223,10 @@ def test_a_probe_notices_a_collapse_and_says_so(tmp_path: Path, monkeypatch: Any
 def test_a_probe_is_remembered_over_a_restart(tmp_path: Path) -> None:
     engine = PlainEngine(toy_run(Plain(), tmp_path))
     judge = Judge(engine.run, engine)
-    judge.judged = Judged(probed=0.4)
+    judge.judged = Judged(probed=0.4, collapses=2)
     saved(engine, judge)
     fresh = PlainEngine(toy_run(Plain(), tmp_path))
-    assert gone_back(fresh, tmp_path / "checkpoints" / "00000000").judged.probed == 0.4
+    assert gone_back(fresh, tmp_path / "checkpoints" / "00000000").judged == judge.judged
 
 
 def test_a_probe_without_an_attack_is_refused() -> None:

@@ -37,7 +37,7 @@ PGD2 = PGD(Linf(0.1), 2, 0.05)
 
 
 def as_tensor(*values: float) -> Tensor:
-    return torch.tensor(values).double()
+    return torch.tensor(values, dtype=torch.float64)
 
 
 # -- MART -------------------------------------------------------------------------------------------
