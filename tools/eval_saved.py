@@ -64,7 +64,7 @@ def written(asked: argparse.Namespace, subject: Subject, evaluation: Robustness,
     """Write the set that was asked for."""
     if not asked.save_adversarial:
         return
-    from robust_train.evaluate.adversarial_sets import chosen, save
+    from robust_train.evaluate.adversarial_sets import parts, save
     from robust_train.read.parse import tree_of
 
     (_, plan, _), ((tag, threat),) = evaluation.read(found), evaluation.tagged
@@ -74,8 +74,7 @@ def written(asked: argparse.Namespace, subject: Subject, evaluation: Robustness,
         "model": subject.title,
         "weights": subject.source,
     }
-    points = chosen(evaluation, found, tag)
-    save(asked.save_adversarial, points, *found.rows(), threat, about)
+    save(asked.save_adversarial, parts(evaluation, found, tag), *found.rows(), threat, about)
     print(f"adversarial images: {asked.save_adversarial}")
 
 

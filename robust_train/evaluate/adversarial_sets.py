@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
+import tempfile
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,32 +125,57 @@ def chosen(evaluation: Robustness, found: Columns, tag: str) -> Tensor:
 
     Of an evaluation that kept its points. tag: the threat model's.
     """
+    return torch.cat(list(parts(evaluation, found, tag)))
+
+
+def parts(evaluation: Robustness, found: Columns, tag: str) -> Iterator[Tensor]:
+    """The same chunk after chunk, of which one at a time is read: all of ImageNet's would be 30 GB."""
     verdicts, plan, _ = evaluation.read(found)
-    points: Tensor | None = None
-    for name in reversed([CLEAN, *(trial.name for trial in plan.of("attack", tag))]):
-        own = torch.cat([chunk["apart/points"] for chunk in found.chunks(name)])
-        fallen = ~verdicts.columns[name].stands
-        points = own if points is None else torch.where(fallen.view(-1, *[1] * (own.dim() - 1)), own, points)
-    assert points is not None
-    return points
+    names = [CLEAN, *(trial.name for trial in plan.of("attack", tag))]
+    begin = 0
+    for chunk in zip(*(found.chunks(name) for name in names), strict=True):
+        end = begin + len(chunk[0]["apart/points"])
+        points = chunk[-1]["apart/points"]
+        for name, tensors in zip(reversed(names[:-1]), reversed(chunk[:-1]), strict=True):
+            fallen = ~verdicts.columns[name].stands[begin:end]
+            points = torch.where(fallen.view(-1, *[1] * (points.dim() - 1)), tensors["apart/points"], points)
+        yield points
+        begin = end
 
 
 def save(
-    path: str | Path, points: Tensor, sample: Tensor, labels: Tensor, threat: Threat, about: Mapping[str, Any]
+    path: str | Path,
+    points: Iterable[Tensor],
+    sample: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    about: Mapping[str, Any],
 ) -> None:
-    """Write a set and what is known of it, each whole or not at all. about: the network and the attack, for JSON."""
-    path = Path(path)
-    points = points.detach().float().cpu().contiguous()
-    write_whole(path, lambda file: torch.save({WHOLE: points}, file))
-    said = {"images": len(points), "shape": list(points.shape[1:]), "sha256": checksum(points)}
+    """Write a set and what is known of it, each whole or not at all. about: the network and the attack, for JSON.
+
+    points: some [n, C, H, W] after others, N in all; of which no more than one is in memory. They are laid down beside
+    the file first, since torch writes a tensor in one go: until that is done the set takes its room twice.
+    """
+    path, told, shape = Path(path), hashlib.sha256(), [0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".points") as file:
+        for part in points:
+            rows = np.ascontiguousarray(part.detach().float().cpu().numpy())
+            told.update(rows)
+            file.write(rows)
+            shape = [shape[0] + len(rows), *rows.shape[1:]]
+        file.flush()
+        laid = torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
+        write_whole(path, lambda out: torch.save({WHOLE: laid}, out))
+    said = {"images": shape[0], "shape": shape[1:], "sha256": told.hexdigest()}
     own = {"threat": tree_of(threat), "sample": sample.tolist(), "labels": labels.tolist()}
     write_json(_note(path), {**said, **own, **about})
 
 
 def load(path: str | Path) -> Tensor:
-    """The points [N, C, H, W] of a file, float32. Raises DataError for what is no such file."""
+    """The points [N, C, H, W] of a file, float32, read where they are looked at. DataError for what is no such file."""
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        held = _read(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Name a set that --save-adversarial or AutoAttack wrote.") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
@@ -167,6 +195,13 @@ def load(path: str | Path) -> Tensor:
             f"{path}: the points are {points.dtype} {list(points.shape)}; give floats [N, C, H, W] in [0, 1]"
         )
     return points.float()
+
+
+def _read(path: str | Path) -> Any:
+    """What a file of tensors holds, mapped where its form allows."""
+    with open(path, "rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def beside(path: Path) -> dict[str, Any] | None:
@@ -201,7 +236,8 @@ def checked(
         raise DataError(f"{source}: the points are not those that {source}.json was written with. Save the set again.")
     sample: list[int] = []
     labels: list[int] = []
-    far = []
+    faults: list[Tensor] = []
+    reach = 0.0
     for batch in filter(len, data.validation_batches(Place(), chunk, images)):
         batch = batch.to("cpu")
         mine = points[len(sample) : len(sample) + len(batch)].float()
@@ -210,7 +246,9 @@ def checked(
                 f"{source}: the points are {list(mine.shape[1:])}, the images {list(batch.images.shape[1:])}. Save the "
                 "set for images of this size."
             )
-        far.append(threat.distance(batch.images[: len(mine)], mine))
+        wrong, far = _wrong(batch.images[: len(mine)], mine, threat)
+        faults.append(wrong)
+        reach = max(reach, far)
         sample += batch.sample.tolist()
         labels += (labels_of(batch.targets)).tolist()
     if len(sample) != len(points):
@@ -223,39 +261,46 @@ def checked(
             f"{source} is of other images: {other:,} of {len(sample):,} have another sample or label. Name the data it "
             "was made on (--data)."
         )
-    _refuse_outside(points, torch.cat(far) if far else torch.zeros(0), threat, sample, source)
+    _refuse(torch.cat(faults) if faults else torch.zeros(0, 3), reach, threat, sample, source)
     return tuple(sorted(set(range(sample[-1] + 1)) - set(sample))) if sample else ()
 
 
 def checksum(points: Tensor) -> str:
     """sha256 of the points' bytes as float32."""
-    return hashlib.sha256(points.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    told = hashlib.sha256()
+    for part in points.detach().split(NAMED):
+        told.update(np.ascontiguousarray(part.float().cpu().numpy()))
+    return told.hexdigest()
 
 
-def _refuse_outside(points: Tensor, far: Tensor, threat: Threat, sample: list[int], source: str) -> None:
-    """DataError for points that are not finite, not in [0, 1], or outside the threat model."""
-    eps = number(threat.eps)  # type: ignore[attr-defined]
+def _wrong(images: Tensor, points: Tensor, threat: Threat) -> tuple[Tensor, float]:
+    """([n, 3] which points are not finite, not in [0, 1], outside the threat model; how far the last lie at most)."""
+    far = threat.distance(images, points)
     flat = points.flatten(1)
     unreal = ~flat.isfinite().all(1)
     beyond = ~unreal & ((flat < 0) | (flat > 1)).any(1)
-    outside = ~unreal & (far > eps * (1 + 1e-5) + 1e-7)
-    reach = float(far[outside].max()) if bool(outside.any()) else 0.0
-    faults = {
-        "are not finite": (unreal, "Save the set again"),
-        "have pixels outside [0, 1]": (beyond, "Save pixels before any normalisation, clipped to [0, 1]"),
-        f"lie outside {threat.use} of eps {eps:.6g}, the farthest at {reach:.6g}": (
-            outside,
-            "Name the threat model and eps that the set was made for, on the data it was made on",
-        ),
+    outside = ~unreal & (far > number(threat.eps) * (1 + 1e-5) + 1e-7)  # type: ignore[attr-defined]
+    return torch.stack([unreal, beyond, outside], 1), float(far[outside].max()) if bool(outside.any()) else 0.0
+
+
+def _refuse(faults: Tensor, reach: float, threat: Threat, sample: list[int], source: str) -> None:
+    """DataError for points that are not finite, not in [0, 1], or outside the threat model. faults: [N, 3], as said."""
+    eps = number(threat.eps)  # type: ignore[attr-defined]
+    cures = {
+        "are not finite": "Save the set again",
+        "have pixels outside [0, 1]": "Save pixels before any normalisation, clipped to [0, 1]",
+        f"lie outside {threat.use} of eps {eps:.6g}, the farthest at {reach:.6g}": "Name the threat model and eps that "
+        "the set was made for, on the data it was made on",
     }
-    wrong = {what: (rows.nonzero().flatten().tolist(), cure) for what, (rows, cure) in faults.items() if rows.any()}
-    if wrong:
-        lines = [
-            f"{len(rows):,} of {len(points):,} points {what} (samples {', '.join(str(sample[r]) for r in rows[:NAMED])}"
-            f"{', ...' if len(rows) > NAMED else ''}). {cure}."
-            for what, (rows, cure) in wrong.items()
-        ]
-        raise DataError("\n".join(f"{source}: {line}" for line in lines))
+    each = (column.nonzero().flatten().tolist() for column in faults.unbind(1))
+    lines = [
+        f"{source}: {len(rows):,} of {len(faults):,} points {what} (samples "
+        f"{', '.join(str(sample[r]) for r in rows[:NAMED])}{', ...' if len(rows) > NAMED else ''}). {cure}."
+        for rows, (what, cure) in zip(each, cures.items(), strict=True)
+        if rows
+    ]
+    if lines:
+        raise DataError("\n".join(lines))
 
 
 def _note(path: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robust_train.attacks.pgd import PGD
-from robust_train.evaluate.adversarial_sets import chosen, judged, load, replayed, save
+from robust_train.evaluate.adversarial_sets import checksum, chosen, judged, load, parts, replayed, save
 from robust_train.evaluate.robustness import Robustness
 from robust_train.evaluate.work import evaluate
 from robust_train.keyed import Key
@@ -38,7 +38,7 @@ def survivors(data: Middling) -> int:
 def saved(folder: Path, data: Middling) -> Path:
     """The set of an evaluation, as written."""
     found = evaluate(ASKED, {"": Linear()}, data)
-    save(folder / "set.pth", chosen(ASKED, found, "linf"), *found.rows(), BALL, {"model": "linear"})
+    save(folder / "set.pth", parts(ASKED, found, "linf"), *found.rows(), BALL, {"model": "linear"})
     return folder / "set.pth"
 
 
@@ -63,6 +63,35 @@ def test_the_file_is_in_autoattacks_form_and_says_beside_it_what_it_is_of(tmp_pa
     assert beside["sample"] == list(range(COUNT))
     assert beside["threat"] == {"use": "linf", "eps": EPS}
     assert beside["model"] == "linear"
+
+
+def test_a_set_is_written_chunk_after_chunk_and_read_where_it_is_looked_at(tmp_path, monkeypatch):
+    """Of 64 chunks of 1 MB no more than a few are alive at once, and the whole is never one tensor."""
+    alive, most = [0], [0]
+
+    class Part:
+        def __init__(self, number: int) -> None:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            self.points = torch.full((1, 4, 256, 256), float(number))
+
+        def __del__(self) -> None:
+            alive[0] -= 1
+
+        def detach(self):
+            return self.points
+
+    path, count = tmp_path / "set.pth", 64
+    labels = torch.zeros(count, dtype=torch.int64)
+    monkeypatch.setattr(torch, "cat", None)
+    save(path, (Part(number) for number in range(count)), torch.arange(count), labels, BALL, {})  # type: ignore[misc]
+    assert most[0] <= 2
+    points = load(path)
+    assert points[:, 0, 0, 0].tolist() == list(range(count))
+    assert checksum(points) == json.loads((tmp_path / "set.pth.json").read_text())["sha256"]
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert any(str(path) in line for line in maps), "mapped, not read"
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
 def test_a_set_judged_again_gives_the_verdicts_that_it_was_saved_with(tmp_path):
