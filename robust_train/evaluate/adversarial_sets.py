@@ -161,8 +161,8 @@ def save(
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".points") as file:
         for part in points:
             rows = np.ascontiguousarray(part.detach().float().cpu().numpy())
-            told.update(rows)
-            file.write(rows)
+            told.update(rows.data)
+            file.write(rows.data)
             shape = [shape[0] + len(rows), *rows.shape[1:]]
         file.flush()
         laid = torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
@@ -269,7 +269,7 @@ def checksum(points: Tensor) -> str:
     """sha256 of the points' bytes as float32."""
     told = hashlib.sha256()
     for part in points.detach().split(NAMED):
-        told.update(np.ascontiguousarray(part.float().cpu().numpy()))
+        told.update(np.ascontiguousarray(part.float().cpu().numpy()).data)
     return told.hexdigest()
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from robust_train import fingerprint
 from robust_train.disk import alone, write_bytes, write_text
 from robust_train.evaluate.report import versions
-from robust_train.evaluate.sealed import loaded, sealed
 from robust_train.nouns import Dataset, Evaluator, Piece, Shape, Tensors
+from robust_train.sealed import loaded, sealed
 
 At = tuple[int, str]
 """A chunk's number and a piece's name."""
