@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.address import address_of
 from launch.wire import Said, Terminal, incurable, listening, speaking
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
@@ -33,7 +34,7 @@ STORE = 128 * 2**20  # bytes of a local cluster's object store: text and errors 
 
 def launch(run: Run) -> dict[str, Any]:
     """Do a run with Ray; its summary. Raises RunError: what the processes found wrong, or what the cluster lacks."""
-    from robust_train import job
+    from robust_train import ownership
 
     home = enter_home()
     if INSIDE in os.environ:
@@ -41,18 +42,18 @@ def launch(run: Run) -> dict[str, Any]:
             f"{run.name}: everything is written to {home / run.path}; the same command again goes on there", flush=True
         )
     (run.path / "ray").mkdir(parents=True, exist_ok=True)
-    address = run.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(run.cluster.address)
     if address is None:  # here is where the work will be done: bad input is found before Ray is started for it
         from robust_train.nouns import Place
 
-        job.prepare(run, Place())
-        if done := job.finished(run):
+        ownership.prepare(run, Place())
+        if done := ownership.finished(run):
             return done
-    job.same(run)
+    ownership.same(run)
     with joined(address):
         room(run.cluster, nodes())
         fit(run, home)
-    return job.finished(run)
+    return ownership.finished(run)
 
 
 def enter_home() -> Path:
@@ -92,10 +93,13 @@ def joined(address: str | None) -> Iterator[None]:
             )
         else:
             ray.init(address=address, runtime_env=shipped(), **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if address is None:
+            raise
         raise ConfigError(
-            f"cluster.address={address}: no Ray cluster answers there ({error}). Start one (ray start --head), name "
-            "another address, or leave cluster.address and RAY_ADDRESS out: then one is started on this machine."
+            f"cluster.address={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one "
+            "(ray start --head), name another address, or leave cluster.address and RAY_ADDRESS out: then one is "
+            "started on this machine."
         ) from error
     try:
         yield
@@ -155,9 +159,9 @@ def fit(run: Run, home: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from robust_train import job
+    from robust_train.ownership import keep_sources
 
-    job.keep_sources(run)
+    keep_sources(run)
     said: Any = ray.remote(num_cpus=0)(Said).remote()
 
     class Refused(UserCallback):  # here, since its base is Ray's

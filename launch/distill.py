@@ -20,12 +20,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from launch.address import address_of
 from launch.packing import sweep
 from launch.sweep import Member, Sweep, checked, failing, listed, sheet
 from robust_train.evaluate.study import Roles, Study
 from robust_train.read import overrides
 from robust_train.read.errors import ConfigError, main_guard, nearest
 from robust_train.read.parse import Tree, load_tree, parse
+from robust_train.read.paths import FilePath
 
 if TYPE_CHECKING:
     from robust_train.evaluate.corruption_work import Course
@@ -69,7 +71,7 @@ class Judging:
     images: int | None = None  # the first so many; null: all
     chunk: int = 250  # consecutive images judged together
     seed: int = 0  # of the corruptions and the networks' noise
-    frost: str | None = None  # the folder of frost's textures
+    frost: FilePath | None = None  # the folder of frost's textures
     devices: int = 1  # processes that judge, one a device
 
     def __post_init__(self) -> None:
@@ -260,7 +262,7 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     device = command.device(run) if run.cluster.gpu else "cpu"
 
     def deal(sitting: Any) -> Any:
-        return dealt(sitting, asked.devices, run.cluster.gpu, address)
+        return dealt(sitting, asked.devices, run.cluster.gpu, address_of(address))
 
     with telling() as tell:
         each = panel.judged_panel(

@@ -23,11 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.address import address_of
 from launch.board import Board
 from launch.cluster import INSIDE, enter, enter_home, fit, joined, nodes, room
 from launch.wire import incurable
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
+from robust_train.read.paths import place
 
 if TYPE_CHECKING:
     from robust_train.run import Run
@@ -68,21 +70,21 @@ def sweep(runs: Mapping[str, Run], retries: int = 2, address: str | None = None)
     of it have found room. Raises ConfigError before anything starts where a folder holds another run, or the cluster
     can never hold one of them; Unfinished, after all others are done, where some failed for good.
     """
-    from robust_train import job
+    from robust_train import ownership
 
     home = enter_home()
     if INSIDE in os.environ:
         print(f"{len(runs)} runs: everything is written below {home}; the same command again goes on there", flush=True)
     apart(runs)
     for run in runs.values():
-        job.same(run)
-    done = {name: summary for name, run in runs.items() if (summary := job.finished(run))}
+        ownership.same(run)
+    done = {name: summary for name, run in runs.items() if (summary := ownership.finished(run))}
     failed: dict[str, str] = {}
     if len(done) == len(runs):
         print(f"all {len(runs)} runs were done before", file=sys.stderr, flush=True)
     else:
         # Ray prints on stdout that a process died; the board says it in its own words, and stdout is for the table
-        with redirect_stdout(io.StringIO()), joined(address or os.environ.get("RAY_ADDRESS")):
+        with redirect_stdout(io.StringIO()), joined(address_of(address)):
             pack(runs, home, retries, done, failed)
     done = {name: done[name] for name in runs if name in done}
     if failed:
@@ -92,7 +94,7 @@ def sweep(runs: Mapping[str, Run], retries: int = 2, address: str | None = None)
 
 def pack(runs: Mapping[str, Run], home: Path, retries: int, done: dict[str, Summary], failed: dict[str, str]) -> None:
     """Start runs as they find room and hear their ends, until each that was not in `done` is there or in `failed`."""
-    from robust_train import job
+    from robust_train import ownership
 
     waiting = deque(name for name in runs if name not in done)
     for name in waiting:
@@ -113,7 +115,7 @@ def pack(runs: Mapping[str, Run], home: Path, retries: int, done: dict[str, Summ
                 name = running.pop(task)
                 trouble = outcome(task)
                 if trouble is None:
-                    done[name] = job.finished(runs[name])
+                    done[name] = ownership.finished(runs[name])
                     board.ended(name, done[name])
                     continue
                 again = not trouble.final and tries[name] <= retries
@@ -129,7 +131,7 @@ def apart(runs: Mapping[str, Run]) -> None:
     """Refuse two runs in one folder."""
     taken: dict[str, str] = {}
     for name, run in runs.items():
-        other = taken.setdefault(os.path.normpath(run.folder), name)
+        other = taken.setdefault(place(run.folder), name)
         if other != name:
             raise ConfigError(f"{other} and {name} are both to be written to {run.folder}: give each its own folder")
 
@@ -159,9 +161,9 @@ def start(run: Run, home: Path) -> Any:
     """The task that does a run; its result is None, or what went wrong."""
     import ray
 
-    from robust_train import job
+    from robust_train import ownership
 
-    job.keep_sources(replace(run, folder=str(home / run.path)))
+    ownership.keep_sources(replace(run, folder=str(home / run.path)))
     cluster = run.cluster
     alone = cluster.devices == 1
     # A process of its own for each try (max_calls): what a library leaves behind in one is not found by the next.

@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
     if arguments.dry_run:
         print(said, end="")
         return
-    client = reach(arguments.address or os.environ.get("RAY_ADDRESS"))
+    client = reach((arguments.address or os.environ.get("RAY_ADDRESS", "")).strip())
     sent = {"working_dir": str(ROOT), "env_vars": variables(arguments.env)}
     job = submit(client, entrypoint(arguments, "launch.sweep" if arguments.sweep else "launch.train"), sent)
     print(f"{job}: ray job logs {job} --follow, and ray job stop {job}; submitted again, the run goes on", flush=True)
@@ -97,13 +97,17 @@ def variables(named: list[str]) -> dict[str, str]:
     return found
 
 
-def reach(address: str | None) -> JobSubmissionClient:
+def reach(address: str) -> JobSubmissionClient:
     """The cluster's door for jobs. Raises ConfigError where none is found."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.job_submission import JobSubmissionClient
 
-    if address is None:
+    if not address:
         raise ConfigError("name the cluster: --address http://HOST:8265, the address of its dashboard")
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is no dashboard's address: jobs are taken at http://HOST:8265 (--address, or RAY_ADDRESS)"
+        )
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:

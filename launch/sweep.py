@@ -19,6 +19,7 @@ from launch.packing import LOG, Summary, Unfinished, sweep
 from robust_train.read import overrides, yaml
 from robust_train.read.errors import ConfigError, main_guard, nearest
 from robust_train.read.parse import Tree, difference, load_tree, parse
+from robust_train.read.paths import FilePath, Parser
 
 if TYPE_CHECKING:
     from robust_train.run import Run
@@ -68,8 +69,8 @@ class Sweep:
     The run of member i and study seed s has the seed 100 s + i, the name NAME and the folder FOLDER/seedS/NAME.
     """
 
-    run: str  # the YAML of the run that all share, relative to the sweep's own
-    folder: str  # where the runs go: FOLDER/seed0/NAME, ...
+    run: FilePath  # the YAML of the run that all share, relative to the sweep's own
+    folder: FilePath  # where the runs go: FOLDER/seed0/NAME, ...
     members: dict[str, Member]  # what they differ in, by name
     seeds: tuple[int, ...] = (0,)  # study seeds: all members are done for each
     settings: tuple[str, ...] | dict[str, Any] = ()  # changes to every run; a member's own come after them
@@ -178,7 +179,7 @@ def sheet(
 
     what: the noun of its YAML file, read as `kind`; more: a further option, by name, with add_argument's words.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         program,
         description=about,
         epilog=use,
@@ -271,11 +272,12 @@ def checked(runs: Mapping[str, Run]) -> list[str]:
     from robust_train import command, job
     from robust_train.engines.plain import PlainEngine
     from robust_train.nouns import Place
+    from robust_train.ownership import finished
     from robust_train.records.progress import duration
 
     name, first = next(iter(runs.items()))
     lines, expected = job.foreseen(first, PlainEngine, Place(device=command.device(first)), first.cluster.devices)
-    left = [run for run in runs.values() if not job.finished(run)]
+    left = [run for run in runs.values() if not finished(run)]
     before = len(runs) - len(left)
     hours = sum(run.updates * run.batch * run.cluster.devices for run in left) / expected.images_per_second / 3600
     cost = "" if expected.rate is None else f", {hours * expected.rate:.3g} {expected.unit}"

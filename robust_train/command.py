@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robust_train.read.paths import Parser
+
 if TYPE_CHECKING:
     from robust_train.run import Run
 
@@ -20,7 +22,7 @@ checkpoints/, pictures/. The same command again goes on from the newest whole ch
 
 def parser(program: str, what: str) -> argparse.ArgumentParser:
     """The arguments both commands take."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         program, description=what, epilog=SETTINGS, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
     )
     found.add_argument("run", nargs="?", help="the run: a YAML file")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_train import checkpoint, disk
+from robust_train import checkpoint
 from robust_train.check import check, check_room, writable
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
@@ -24,19 +21,15 @@ from robust_train.forecast import Forecast, forecast
 from robust_train.judging import Judge
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Place, at
+from robust_train.ownership import alone, finished, prepare, same, same_data
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError
-from robust_train.read.parse import difference
 from robust_train.records import Records
 from robust_train.records.pictures import attack_picture
 from robust_train.run import Run
 from robust_train.saved import load
 from robust_train.train import train
 from robust_train.trained import weights_of
-
-PATIENCE = 20.0  # seconds that a folder may still be held by a process that was killed
-FREE = ("name", "records", "cluster", "engine", "checkpoint")
-"""Fields that may change when a run goes on: they never change its numbers."""
 
 
 def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, Any]:
@@ -63,35 +56,6 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
                     roll_back(run, engine, judge, records, fault)
 
 
-@contextmanager
-def alone(run: Run, place: Place, patience: float | None = None) -> Iterator[None]:
-    """Hold the run's folder against a second job, which would write over the first one's metrics and checkpoints.
-
-    The system lets go of it when the process ends, however it ends. patience: seconds that one just killed may take to
-    be gone; None: PATIENCE. Nothing is held where the file system has no locks.
-    """
-    if not place.leads:
-        yield
-        return
-    patience = PATIENCE if patience is None else patience
-    with (run.path / "lock").open("a") as file:
-        began = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - began > patience:
-                    raise ConfigError(
-                        f"{run.path} is being written by another process: the same run is at work already. Let it end, "
-                        "end it, or give this one another folder (folder=runs/NAME)."
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # no locks here
-                break
-        yield
-
-
 def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> list[str]:
     """All that `do` looks at beforehand, and the forecast for so many devices, in words. Writes nothing of the run."""
     lines, expected = foreseen(run, make, place, devices)
@@ -103,14 +67,15 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
     same(run)
     writable(run.path)
     run.data.prepare()
+    same_data(run)
     deterministic(run, place)
     sizes = run.data.train_size(), run.data.validation_size()
     lines = ["data: {:,} training and {:,} validation images, labels in range".format(*sizes), check(run, devices)]
-    alone = replace(
+    share = replace(
         run, engine=replace(run.engine, micro_batch=micro_batch_size(run, devices))
     )  # one device's share of the work
-    with make(alone, place) as engine:
-        lines += check_room(alone, engine)
+    with make(share, place) as engine:
+        lines += check_room(share, engine)
         newest = checkpoint.newest(run.path)
         if newest is not None:
             load(run, engine, Judge(run, engine), newest)
@@ -119,52 +84,7 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
         elif run.start is not None:
             head = engine.begin_with(weights_of(Path(run.start)), run.start)
             lines.append(f"begins with {run.start}" + f", a new head: {', '.join(head)}" * bool(head))
-        return lines, forecast(alone, engine, devices)
-
-
-def finished(run: Run) -> dict[str, Any]:
-    """The summary of a run that is done; else nothing."""
-    path = run.path / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return summary if summary.get("updates") == run.updates else {}
-
-
-def prepare(run: Run, place: Place) -> None:
-    """The run's folder with its run.yaml; a different run in it is refused with the difference. Data made ready."""
-    same(run)
-    if finished(run):  # its folder tells of the run as it was
-        return
-    if place.leads:
-        writable(run.path)
-    run.data.prepare()
-    if place.leads:
-        keep_sources(run)
-        disk.write_text(run.path / "run.yaml", run.dump())
-
-
-def keep_sources(run: Run) -> None:
-    """The run's folder, and in it the source of the modules of its own (`uses:`), for processes that have them not."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    for path, text in uses.sources(run.uses).items():
-        file = run.path / uses.FOLDER / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_text(file, text)
-
-
-def same(run: Run) -> None:
-    """Refuse a folder that holds another run. One that was refused before its first update holds none."""
-    said, metrics = run.path / "run.yaml", run.path / "metrics.jsonl"
-    begun = checkpoint.saved(run.path) or (metrics.exists() and metrics.stat().st_size)
-    if not said.exists() or not begun:
-        return
-    now = Run.load(run.dump())  # as it will be read again: a run made in Python may say 2 where YAML's is 2.0
-    there = replace(Run.load(said), **{name: getattr(now, name) for name in FREE})
-    changed = difference(there, now)
-    if changed:
-        raise ConfigError(
-            f"{run.path} holds another run:\n  " + "\n  ".join(changed) + "\nGive this one another folder "
-            f"(folder=runs/NAME), or delete {run.path} to begin anew."
-        )
+        return lines, forecast(share, engine, devices)
 
 
 def begin(run: Run, engine: Engine, judge: Judge, records: Records) -> None:

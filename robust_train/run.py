@@ -17,6 +17,7 @@ from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
 from robust_train.read import overrides
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import dump, load_tree, parse
+from robust_train.read.paths import FilePath, place, word
 from robust_train.settings.average import Average
 from robust_train.settings.cluster import Cluster
 from robust_train.settings.execution import Execution, Guard
@@ -38,11 +39,12 @@ class Run:
     objective: Objective  # what each update minimises
     updates: int  # optimiser steps of the whole run
     batch: int  # images an update, over all devices: the contract; micro-batches and accumulation follow from it
+    changed_data: Literal["refuse", "accept"] = "refuse"  # when it goes on with other data than its checkpoint knew
     uses: tuple[str, ...] = ()  # modules of your own, imported before the rest is read: [my_lab.half]
     name: str = "run"  # what the run is called in W&B and tables
-    folder: str = "runs/run"  # where everything it writes goes
+    folder: FilePath = "runs/run"  # the folder that everything it writes goes to
     seed: int = 0  # decides every random number
-    start: str | None = None  # a checkpoint, or a weights file, to begin from; another head is allowed
+    start: FilePath | None = None  # a checkpoint, or a weights file, to begin from; another head is allowed
     mixing: Mixing | None = None  # mixup or cutmix of each batch before the objective; null: none
     optimiser: Optimiser = field(default_factory=Optimiser)  # how gradients become steps
     average: Average | None = None  # an exponential average of the weights; null: none
@@ -74,9 +76,14 @@ class Run:
 
     @classmethod
     def load(cls, source: str | PathLike[str], changes: list[str] | None = None) -> Run:
-        """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError."""
+        """The run that a YAML file (or text) says, with key=value changes; every mistake at once as ConfigError.
+
+        The run.yaml of a run's folder, or of a checkpoint in it, says the run of that folder, wherever it is by now.
+        """
         text = isinstance(source, str) and "\n" in source
         tree = load_tree(str(source) if text else Path(source))
+        moved = None if text else kept_in(Path(source))
+        tree = tree if moved is None else {**tree, "folder": str(moved)}
         return parse(cls, overrides.apply(tree, changes or []), "run", None if text else str(source))
 
     def dump(self) -> str:
@@ -86,7 +93,7 @@ class Run:
     @property
     def path(self) -> Path:
         """The run's folder."""
-        return Path(self.folder)
+        return Path(word(self.folder))
 
     def build(self, device: torch.device) -> Network:
         """The network, initialised from the seed alone, on the device."""
@@ -120,3 +127,19 @@ class Run:
         """Consecutive positions that no micro-batch may cut: whole BatchNorm groups and whole mixing groups."""
         mixing = 1 if self.mixing is None else self.mixing.group
         return math.lcm(min(self.network.group, self.batch), self.objective.groups(), mixing)
+
+
+def kept_in(file: Path) -> Path | None:
+    """The folder of the run that wrote this run.yaml; None where a person did, or where the file names it already."""
+    if file.name != "run.yaml":
+        return None
+    holds = file.parent.parent
+    folder = holds.parent if holds.name == "checkpoints" else file.parent
+    if not any((folder / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+        return None
+    said = load_tree(file).get("folder")
+    try:
+        named = isinstance(said, str) and Path(place(said)) == Path(place(folder))
+    except ValueError:  # a variable of another machine
+        named = False
+    return None if named else folder

@@ -48,7 +48,7 @@ def save(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
         "run.yaml": run.dump(),
         "network.yaml": dump(run.recipe(engine.module)),
         "position.json": json.dumps(position, indent=1),
-        "data.json": json.dumps(run.data.checksums(), indent=1),
+        "data.json": json.dumps(run.data.known(), indent=1),
     }
     checkpoint.write(folder, files, texts, place, engine.gather)
     if place.leads:

@@ -20,6 +20,7 @@ from robust_train.nouns import Place, Shape
 from robust_train.read import uses
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.read.parse import dump, load_tree, parse
+from robust_train.read.paths import FilePath
 
 ENDINGS = (".yaml", ".yml")
 
@@ -28,7 +29,7 @@ ENDINGS = (".yaml", ".yml")
 class Members:
     """An ensemble, as a YAML file says it."""
 
-    members: tuple[str, ...]  # checkpoints, or folders of runs; relative to the file
+    members: tuple[FilePath, ...]  # checkpoints, or folders of runs; relative to the file
     mean: Mean = "logits"  # of logits, or of probabilities
     weights: tuple[float, ...] | None = None  # a share each, together 1; null: equal ones
     fitted: dict[str, Any] | None = None  # how the weights were found, where they were

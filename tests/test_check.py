@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robust_train import check, job
+from robust_train import check, job, ownership
 from robust_train.attacks.pgd import PGD
 from robust_train.check import Held, activation_bytes, available, check_room, checkpoint_bytes, writable
 from robust_train.engines.plain import PlainEngine
@@ -170,7 +170,7 @@ def test_a_folder_is_held_against_a_second_job_until_the_first_has_ended(tmp_pat
     import subprocess
     import sys
 
-    monkeypatch.setattr(job, "PATIENCE", 0.5)
+    monkeypatch.setattr(ownership, "PATIENCE", 0.5)
     run = toy_run(Plain(), tmp_path)
     code = (
         "import fcntl, sys, time\n"
@@ -186,14 +186,14 @@ def test_a_folder_is_held_against_a_second_job_until_the_first_has_ended(tmp_pat
         with pytest.raises(ConfigError, match=r"written by another process.*folder="):
             job.do(run, PlainEngine, Place())
         assert not (tmp_path / "metrics.jsonl").exists()
-        with job.alone(run, Place(1, 2), patience=0.0):
+        with ownership.alone(run, Place(1, 2), patience=0.0):
             pass  # only the rank that writes holds it
     finally:
         other.kill()
         other.wait()
         assert other.stdout is not None
         other.stdout.close()
-    with job.alone(run, Place(), patience=1.0):
+    with ownership.alone(run, Place(), patience=1.0):
         pass
 
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import Parser
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -38,7 +39,7 @@ whole network with either.
 
 def arguments(words: list[str]) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m tools.bench", description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = Parser("python -m tools.bench", description=__doc__, epilog=EPILOG, formatter_class=form)
     parser.add_argument("run", help="the run: a YAML file; its data need not be there")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the run")
     parser.add_argument("--front", action="store_true", help="measure the run's V1 front end instead of its update")

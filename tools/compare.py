@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_train.read.errors import main_guard
+from robust_train.read.paths import Parser
 
 EPILOG = """examples
   python -m tools.compare runs/madry runs/trades runs/light
@@ -32,7 +33,7 @@ what the differences say
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.compare",
         description=__doc__,
         epilog=EPILOG,

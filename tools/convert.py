@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import CheckpointError, ConfigError, RunError, main_guard
+from robust_train.read.paths import Parser
 from tools.eval import number, of_network
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Trained:
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.convert",
         description=__doc__,
         epilog=EPILOG,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import Parser
 from tools.eval import device_of, number
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ which images
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.ensemble",
         description=__doc__,
         epilog=EPILOG,

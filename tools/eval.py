@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import Parser
 from tools import eval_corruptions, eval_other, eval_saved, eval_shifts
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def of_network(what: argparse._ArgumentGroup) -> None:
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.eval", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     of_network(parser.add_argument_group("what is judged"))
@@ -298,12 +299,11 @@ def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
     if asked.devices == 1 and asked.address is None:
         return None
     try:
+        from launch.address import address_of
         from launch.deal import dealt
     except ImportError as error:
         raise ConfigError(f"--devices {asked.devices} needs Ray ({error}): pip install -e '.[cluster]'") from error
-    import os
-
-    address = asked.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(asked.address, "--address")
     return dealt(subject, asked.devices, device.startswith("cuda"), address, asked.workers)
 
 

@@ -37,11 +37,12 @@ from robust_train.data.write import Sample, verify, write_shard
 from robust_train.disk import checksum, digest, write_json
 from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError, DataError, main_guard
+from robust_train.read.paths import Parser
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.make_shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import Parser
 from tools.eval import device_of, number
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def pairs(budget: Budget) -> list[Pair]:
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m tools.peers", description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = Parser("python -m tools.peers", description=__doc__, epilog=EPILOG, formatter_class=form)
     parser.add_argument("checkpoint", help="a run's folder (its best checkpoint, else its newest) or a checkpoint")
     rows = "by attack, package or both: pgd, foolbox, autoattack/pyautoattack; all (fgsm and pgd)"
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=rows)

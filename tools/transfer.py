@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import Parser, word
 
 if TYPE_CHECKING:
     from robust_train.nouns import Attack, Dataset, Threat
@@ -48,7 +49,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
     from tools.eval import number
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.transfer",
         description=__doc__,
         epilog=EPILOG,
@@ -152,6 +153,7 @@ def subject_of(said: str, asked: argparse.Namespace) -> Subject:
     from robust_train.subject import Subject
 
     model, _, weights = said.partition("=")
+    weights = word(weights)
     if not weights or Path(said).exists():
         return Subject(checkpoint=said, averaged=not asked.raw, data=asked.data)
     return Subject(model=model, weights=weights, classes=asked.classes, size=asked.size, data=asked.data)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from robust_train.read.errors import ConfigError, RunError, main_guard
+from robust_train.read.paths import Parser
 from tools.eval import device_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ which images
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m tools.transform",
         description=__doc__,
         epilog=EPILOG,

@@ -20,6 +20,7 @@ from typing import Any
 
 from robust_train.read import yaml
 from robust_train.read.errors import ConfigError, DataError, main_guard
+from robust_train.read.paths import Parser
 from robust_train.records import jsonl
 from robust_train.records.wandb import INSTALL, Session, identity
 from robust_train.settings.tracking import Tracking
@@ -72,7 +73,7 @@ def replay(folder: Path, project: str | None = None, entity: str | None = None, 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     first, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tools.wandb_replay",
         description=first,
         epilog=rest,

@@ -86,6 +86,9 @@ class Beside(Dataset):
         """Both sets', the other's as beside/NAME."""
         return {**self.task.checksums(), **{f"beside/{name}": sum for name, sum in self.other.checksums().items()}}
 
+    def known(self) -> dict[str, str]:
+        return {**self.task.known(), **{f"beside/{name}": sum for name, sum in self.other.known().items()}}
+
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """The task's, each with as many of the other set."""
         apart = Key(seed).of("beside").seed % 2**31

@@ -21,6 +21,7 @@ from robust_train.data.write import Sample, sample, write_shard
 from robust_train.disk import write_json
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import DataError
+from robust_train.read.paths import FilePath
 from robust_train.read.registry import datasets
 
 SIDE = 32
@@ -35,7 +36,7 @@ class Digits(Dataset):
     From 8x8 to 32x32 by bilinear interpolation; a stratified split of a fixed seed.
     """
 
-    folder: str = "data/digits"  # where the shards are, or are written
+    folder: FilePath = "data/digits"  # where the shards are, or are written
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
     workers: int = 0  # processes a rank that decode; 0: the training process itself
     views: int = 1  # augmented views of each training image, each drawn anew
@@ -107,6 +108,9 @@ class Digits(Dataset):
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name."""
         return self.shards.checksums()
+
+    def known(self) -> dict[str, str]:
+        return self.shards.known()
 
     def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
         """As of any shards."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robust_train.read.errors import DataError, nearest
+from robust_train.read.paths import FilePath
 
 Subset = Literal["a", "r"]
 SYNSETS, NAMES, INDEX = "imagenet_synsets.txt", "imagenet_synset_to_lemma.txt", "imagenet_class_index.json"
@@ -28,7 +29,7 @@ class LabelFiles:
     that is absent or not what its name says.
     """
 
-    folder: str | None = None
+    folder: FilePath | None = None
 
     @cached_property
     def synsets(self) -> tuple[str, ...]:

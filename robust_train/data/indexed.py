@@ -47,6 +47,17 @@ class Indexed:
             whole.update(rows.tobytes())
         return whole.hexdigest()
 
+    def digests(self) -> list[str]:
+        """Of each shard, the sha256 of its samples' keys, labels, offsets and sizes."""
+        table, found = self.table, []
+        for shard in range(len(table.shards)):
+            rows = table.rows[table.start(shard) : table.start(shard) + table.size(shard)]
+            whole = hashlib.sha256(b"\0".join(rows["key"].tolist()))  # a column is as wide as the whole set's longest
+            for name in ("offset", "size", "label"):
+                whole.update(rows[name].tobytes())
+            found.append(whole.hexdigest())
+        return found
+
     def record(self, sample: int) -> Record:
         """A sample by its number: one search, whatever the number of shards, and one read of its bytes."""
         return self._record(*self.table.place(sample), sample)

@@ -23,6 +23,7 @@ from robust_train.data.streams import Streams
 from robust_train.data.table import Table, open_table
 from robust_train.nouns import Batch, Dataset, Extra, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
+from robust_train.read.paths import FilePath
 from robust_train.read.registry import datasets
 
 
@@ -39,10 +40,14 @@ class Shards(Dataset):
     sample's place is taken by the next good one of its shard, and `Batch.broken` is 1 there; validation leaves it out.
     """
 
-    train: str | tuple[str, ...]  # training shards: paths, folders, globs, brace lists, pipe: commands, http(s) URLs
+    train: (
+        FilePath | tuple[FilePath, ...]
+    )  # training shards: paths, folders, globs, brace lists, pipe: commands, http(s) URLs
     classes: int  # labels run from 0 to classes - 1
     size: int  # side of the square images that the network takes, in pixels
-    validation: str | tuple[str, ...] | None = None  # validation shards, named like the training ones; null: none
+    validation: FilePath | tuple[FilePath, ...] | None = (
+        None  # validation shards, named like the training ones; null: none
+    )
     channels: Literal[1, 3] = 3  # 3: colour; 1: grey
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
     crop: float = 0.875  # share of the short side that evaluation cuts out; images of side `size` stay as they are
@@ -51,12 +56,14 @@ class Shards(Dataset):
     streams: int = 8  # streams reader: equal parts read side by side; every world size that divides it fits
     window: int = 1024  # streams reader: samples that each stream holds and shuffles at a time
     workers: int = 0  # processes a rank that decode; 0: the training process itself
-    cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
+    cache: FilePath = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
     missing: int = 0  # broken samples that are allowed before the run stops
     views: int = 1  # augmented views of each training image, each drawn anew: 2 for self-supervision
     labelled: bool = True  # false: samples without labels, such as a set beside another; every target is 0
     extra: Mapping[str, Extra] = field(default_factory=dict)  # training samples carry beside: {resp: {shape: [89]}}
-    listed: str | None = None  # file of image names, one a line, such as RobustBench's: evaluation takes those alone
+    listed: FilePath | None = (
+        None  # file of image names, one a line, such as RobustBench's: evaluation takes those alone
+    )
 
     examples = """
     - {train: 'train-{0000..0003}.tar', validation: [val.tar], classes: 10, size: 32,
@@ -122,6 +129,11 @@ class Shards(Dataset):
         names = [shard_name(url) for url in urls]
         often = Counter(names)
         return {name if often[name] == 1 else url: sum for name, url, sum in zip(names, urls, sums, strict=True)}
+
+    def known(self) -> dict[str, str]:
+        """sha256 of every shard, and of its index: a manifest may speak for a shard that has been replaced."""
+        indices = [digest for source in (self._train, self._validation) for digest in source.digests()]
+        return {name: f"{sum} {digest}" for (name, sum), digest in zip(self.checksums().items(), indices, strict=True)}
 
     def contents(self) -> dict[str, str | None]:
         """sha256 of the validation shards and of what their index says: keys, labels, sizes; of the chosen samples."""

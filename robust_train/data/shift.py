@@ -25,6 +25,7 @@ from robust_train.data.table import open_table
 from robust_train.disk import digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
+from robust_train.read.paths import FilePath
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Shift(Dataset, ABC):
     them alone). Where a limit is set, so many images are taken evenly over the set, which lies in the order of classes.
     """
 
-    folder: str  # class folders, or shards: a path, folder, glob, brace list, pipe: command or URL
-    labels: str | None = None  # folder of label files, named as timm names its own; null: timm's own
+    folder: FilePath  # class folders, or shards: a path, folder, glob, brace list, pipe: command or URL
+    labels: FilePath | None = None  # folder of label files, named as timm names its own; null: timm's own
     size: int = 224  # side of the square images that the network takes, in pixels
     crop: float = 0.875  # share of the resized short side that is cut out; the model's own, as timm's crop_pct
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resizing; the model's own, as timm says it
     workers: int = 0  # processes that decode; 0: the evaluating process itself
     missing: int = 0  # broken images that are allowed before the evaluation stops
-    cache: str = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
+    cache: FilePath = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
 
     spread: ClassVar[bool] = True
     harmless: ClassVar[tuple[str, ...]] = ("folder", "labels", "workers", "missing", "cache")

@@ -15,6 +15,7 @@ from robust_train.data.imagenet import Subset
 from robust_train.data.shift import Shift
 from robust_train.data.sources import FlatValidation
 from robust_train.read.errors import ConfigError, nearest
+from robust_train.read.paths import FilePath
 from robust_train.read.registry import datasets
 
 VARIANTS = {"matchedfrequency": "matched-frequency", "threshold0.7": "threshold-0.7", "topimages": "top-images"}
@@ -202,7 +203,7 @@ class ImageNet(Synsets):
     harmless: ClassVar[tuple[str, ...]] = (*Synsets.harmless, "ground_truth")
     among: ClassVar[str] = "WordNet ids such as n01440764 (for a flat folder give ground_truth)"
 
-    ground_truth: str | None = None  # of a flat folder: a class a line, or NAME and class, or LOC_val_solution.csv
+    ground_truth: FilePath | None = None  # of a flat folder: a class a line, or NAME and class, or LOC_val_solution.csv
     only: Subset | None = None  # a, r: the images and logits of ImageNet-A's or -R's 200 classes alone
 
     examples = "- {folder: images}"

@@ -30,6 +30,7 @@ from robust_train.data.pictures import Answered, Pictures
 from robust_train.disk import checksum, digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError, nearest
+from robust_train.read.paths import FilePath
 
 
 def stored(folder: str | Path, classes: int, size: int, order: str | Path | None = None) -> StoredCorruption:
@@ -43,7 +44,7 @@ def stored(folder: str | Path, classes: int, size: int, order: str | Path | None
 class StoredCorruption(Dataset, ABC):
     """One corruption at one severity of a published set."""
 
-    folder: str  # as it was unpacked
+    folder: FilePath  # as it was unpacked
     classes: int  # labels run from 0 to classes - 1
     size: int  # side of the images, which are never resized: that would be another benchmark
     corruption: str = NAMES[0]  # as the benchmark calls it: gaussian_noise, ...
@@ -193,7 +194,9 @@ class StoredFolders(StoredCorruption):
 
     spread: ClassVar[bool] = True
 
-    order: str | None = None  # classes.json with the label ("index") of each "wnid"; others are left out; null: sorted
+    order: FilePath | None = (
+        None  # classes.json with the label ("index") of each "wnid"; others are left out; null: sorted
+    )
     workers: int = 0  # processes that decode; 0: the evaluating process itself
     missing: int = 0  # broken images that are allowed before the evaluation stops
 

@@ -26,6 +26,7 @@ from robust_train.losses import correct
 from robust_train.models.ensemble import Mean, mixed
 from robust_train.nouns import Batch, Dataset, Evaluator, Piece, Tensors
 from robust_train.read.errors import ConfigError
+from robust_train.read.paths import FilePath
 
 CLEAN = "clean"
 
@@ -70,7 +71,7 @@ class Course(Evaluator):
     corruptions: tuple[str, ...]  # in the benchmark's order
     chunk: int = 256  # consecutive images judged together
     images: int | None = None  # the first so many; of stored folders so many, evenly over the set; None: all
-    frost: str | None = None  # the folder of its textures
+    frost: FilePath | None = None  # the folder of its textures
     stored: StoredCorruption | None = None  # corrupted images as published; None: the clean ones are corrupted
     voices: tuple[Voice, ...] = ()  # who is judged; none: the one network that there is
 

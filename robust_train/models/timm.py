@@ -16,6 +16,7 @@ from robust_train.models.shapes import square
 from robust_train.models.weights import fit_weights, read_weights
 from robust_train.nouns import Model, Shape
 from robust_train.read.errors import ConfigError
+from robust_train.read.paths import FilePath
 from robust_train.read.registry import models
 from robust_train.vision import ensure_torchvision_importable
 
@@ -31,7 +32,7 @@ class Timm(Model):
     """Any timm classification model by name, at any input size timm allows, with weights from a local file."""
 
     name: str  # as timm lists it: resnet50, vit_small_patch16_224, xcit_small_12_p16_224, ...
-    weights: str | None = None  # a local .safetensors, .pth or .pt file; null: random. Nothing is ever fetched
+    weights: FilePath | None = None  # a local .safetensors, .pth or .pt file; null: random. Nothing is ever fetched
     drop_rate: float | None = None  # dropout before the classifier; null: the model's own, mostly 0
     drop_path_rate: float | None = None  # stochastic depth of the last block, rising from 0; null: the model's own
     attn_drop_rate: float | None = None  # dropout of attention weights (no fused attention then); null: the model's own

@@ -282,6 +282,9 @@ class Dataset(Noun):
         def checksums(self) -> dict[str, str]:
             """sha256 of every shard, by name."""
 
+        def known(self) -> dict[str, str]:
+            """What a checkpoint remembers of the data, by shard: where it is another at a restart, that is refused."""
+
         def batches(self, place: Place, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
             """This rank's share of each global batch, as stored, from update `start` on, without end."""
 
@@ -294,6 +297,9 @@ class Dataset(Noun):
 
     else:
         scale, extra, views, beside = PIXELS, {}, 1, None
+
+        def known(self) -> dict[str, str]:
+            return self.checksums()
 
 
 class Augmentation(Noun):

@@ -17,6 +17,7 @@ from robust_train.models.ensemble import Ensemble, Mean, mixed
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch, Loss, Objective, Raising, State, number
 from robust_train.read.errors import ConfigError
+from robust_train.read.paths import FilePath
 from robust_train.read.registry import Number, objectives
 from robust_train.trained import Members, is_ensemble, network_of
 
@@ -37,7 +38,7 @@ class Distill(Objective):
     each view the student learns from (the clean one where beta or alpha is below 1), and the attack.
     """
 
-    teachers: tuple[str, ...]  # checkpoints or folders of runs; or one ensemble's YAML file
+    teachers: tuple[FilePath, ...]  # checkpoints or folders of runs; or one ensemble's YAML file
     temperature: Number = 4.0  # T: how soft answers are
     alpha: Number = 0.9  # share of what teachers say; the rest is the label's
     mean: Mean = "logits"  # of several teachers: of their logits or of their softened probabilities

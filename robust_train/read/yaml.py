@@ -4,6 +4,7 @@
 no  on  yes  off  2024-01-01      text (YAML 1.1 would make booleans and a date of them)
 010  1_000                        refused: readers disagree on what they are
 {eps: 1, eps: 2}                  refused, with both lines
+<<: *other                        refused: `base:` lays one file over another
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ AMBIGUOUS = r"[-+]?0[0-9]+|[-+]?[0-9][0-9.]*_[0-9_.]*(?:[eE][-+]?[0-9]+)?"
 
 ELSEWHERE = r"[yYnN]|(?i:yes|no|on|off)|=|<<|0b[01]+|[-+]?[0-9]+(?::[0-9]+)+(?:\.[0-9]*)?|[0-9]{4}-[0-9]{1,2}-[0-9].*"
 
+REMEDIES = {  # what PyYAML says, and what to do
+    r"found character '\t'": "a tab; YAML indents by spaces: put spaces in its place",
+    "found another document": "a run is one document: take out the --- between two",
+    "that cannot start any token": "put the text in quotes",
+    "mapping values are not allowed": "a value that holds ': ' is put in quotes, and fields of one node stand in one "
+    "column",
+}
+PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")  # the tags that are read
+
 SCALARS = (  # the first that fits
     ("!ambiguous", AMBIGUOUS, "-+0123456789"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -43,12 +53,15 @@ def read(text: str, source: str = "text") -> Any:
     try:
         loader = Reader(text)
         try:
-            return loader.get_single_data()
+            tree = loader.get_single_data()
+            _refuse_circles(tree, source)
+            return tree
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ": ".join(part for part in (error.context, error.problem) if part)
+        what += next((f": {remedy}" for sign, remedy in REMEDIES.items() if sign in what), "")
         raise ConfigError(f"{source}{_place(mark)}: {what}{_line(text, mark)}") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{source}: {error.reason} (character {error.position}); take it out") from None
@@ -94,6 +107,12 @@ class Reader(yaml.SafeLoader):
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key == "<<" and key_node.style is None:
+                raise _error(
+                    "<< is no merge here, as in YAML 1.2: write the fields out, lay the file over another (base: "
+                    "other.yaml), or quote it ('<<') if a name is meant",
+                    key_node,
+                )
             if not isinstance(key, Hashable):
                 raise _error("a key must be a scalar", key_node)
             if key in seen:
@@ -102,7 +121,7 @@ class Reader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def flatten_mapping(self, node: Any) -> None:
-        """`<<` is a key like any other, as in YAML 1.2; `base:` does the merging here."""
+        """Nothing is merged by `<<`; `base:` does the merging here."""
 
     def read_float(self, node: Any) -> float:
         """A float, also of a fraction, rounded once."""
@@ -137,6 +156,11 @@ class Reader(yaml.SafeLoader):
         why = "a number with _" if "_" in text else "a number that starts with 0"
         raise _error(f"{text}: {why} means different things to different readers: write {plain}, or quote it", node)
 
+    def refuse_tag(self, node: Any) -> Any:
+        """What is no plain data."""
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise _error(f"{tag} is no plain value; write a number, a text, a list or fields without a tag", node)
+
 
 class Writer(yaml.SafeDumper):
     """What Reader reads: the same scalars decide what must be quoted."""
@@ -157,6 +181,11 @@ class Writer(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:float", write_float(data))
 
 
+Reader.yaml_constructors = {
+    tag: made
+    for tag, made in yaml.SafeLoader.yaml_constructors.items()
+    if tag is not None and tag.rpartition(":")[2] in PLAIN
+}
 for tag, pattern, first in SCALARS:
     for side in (Reader, Writer):
         side.add_implicit_resolver(tag, re.compile(rf"(?:{pattern})\Z"), list(first))
@@ -165,9 +194,19 @@ Writer.add_implicit_resolver("!elsewhere", re.compile(rf"(?:{ELSEWHERE})\Z"), li
 Reader.add_constructor("tag:yaml.org,2002:float", Reader.read_float)
 Reader.add_constructor("tag:yaml.org,2002:int", Reader.read_int)
 Reader.add_constructor("!ambiguous", Reader.refuse)
+Reader.add_constructor(None, Reader.refuse_tag)
 Writer.add_representer(str, Writer.represent_text)
 Writer.add_representer(float, Writer.represent_real)
 Writer.add_representer(tuple, Writer.represent_list)
+
+
+def _refuse_circles(tree: Any, source: str, above: tuple[int, ...] = ()) -> None:
+    """ConfigError where a node holds itself, by an alias."""
+    inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    if id(tree) in above:
+        raise ConfigError(f"{source}: an alias stands inside the node that it names; write that out")
+    for one in inside:
+        _refuse_circles(one, source, (*above, id(tree)))
 
 
 def _digits(text: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from robust_train import disk
 from robust_train.nouns import Place
 from robust_train.read.errors import CheckpointError
+from robust_train.read.paths import word
 from robust_train.records import jsonl
 from robust_train.records.progress import Expected, Progress
 from robust_train.records.wandb import Tracker
@@ -41,7 +42,7 @@ class Records:
 
     def __init__(self, run: Any, place: Place, forecast: Expected | None = None) -> None:
         self.leads = place.leads
-        self.folder = Path(run.folder)
+        self.folder = Path(word(run.folder))
         self.tracking = run.records
         self._place = place
         self._updates = int(run.updates)

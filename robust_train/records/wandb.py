@@ -22,6 +22,15 @@ from robust_train.settings.tracking import Tracking
 INIT_SECONDS = 60.0  # that wandb.init may take
 FINISH_SECONDS = 60.0  # that the last uploads may take; what is left lies in the folder, for `wandb sync`
 WAITING = 100_000  # calls that may wait for W&B before it counts as hung
+TRUE = ("1", "true", "t", "yes", "y", "on")
+MODES: dict[str, Literal["online", "offline", "off"]] = {  # what WANDB_MODE may say, and what it means here
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
 INSTALL = 'pip install -e ".[track]" -c constraints.txt'
 ON_DISK = "metrics.jsonl holds everything; `python -m tools.wandb_replay` makes a W&B run of it"
 
@@ -200,8 +209,8 @@ class Tracker:
 
 
 def chosen(wish: str) -> tuple[Literal["online", "offline", "off"], str]:
-    """Where W&B writes, and why. "auto": what WANDB_MODE says, else online with a key, offline without; off unless
-    wandb is installed."""
+    """Where W&B writes, and why. "auto": off by WANDB_DISABLED; else what WANDB_MODE says, offline where that is none
+    of W&B's words; else online with a key, offline without. Off unless wandb is installed."""
     if wish == "off":
         return "off", ""
     if importlib.util.find_spec("wandb") is None:
@@ -210,9 +219,13 @@ def chosen(wish: str) -> tuple[Literal["online", "offline", "off"], str]:
         return "online", ""
     if wish == "offline":
         return "offline", "the run says so"
-    said = os.environ.get("WANDB_MODE", "")
-    if said in ("disabled", "dryrun", "offline"):
-        return ("off" if said == "disabled" else "offline"), f"WANDB_MODE={said}"
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in TRUE:
+        return "off", f"WANDB_DISABLED={os.environ['WANDB_DISABLED']}"
+    said = os.environ.get("WANDB_MODE", "").strip().lower()
+    if said in MODES:
+        return MODES[said], f"WANDB_MODE={said}"
+    if said:
+        return "offline", f"WANDB_MODE={said} is none of {', '.join(MODES)}"
     return ("online", "") if has_key() else ("offline", "no key: neither WANDB_API_KEY nor a netrc entry")
 
 

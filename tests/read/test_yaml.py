@@ -112,7 +112,36 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines():
 
 
 def test_merge_keys_are_no_way_around_base():
-    assert read("a: &a {b: 1}\nc: {<<: *a}") == {"a": {"b": 1}, "c": {"<<": {"b": 1}}}
+    for text in ("a: &a {b: 1}\nc: {<<: *a}", "<<: {b: 1}"):
+        with pytest.raises(ConfigError, match=r"<< is no merge here.*base:"):
+            read(text)
+    assert read("'<<': 1") == {"<<": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("a:\n\tb: 1", "spaces in its place"),
+        ("a: {b: 1\t, c: 2}", "spaces in its place"),
+        ("a: 1\n---\nb: 2", "one document"),
+        ("a: @x", "in quotes"),
+        ("a: b: c", "in quotes"),
+        ("a: !!set {b}", "without a tag"),
+        ("a: !!timestamp 2024-01-01", "without a tag"),
+        ("a: !mine 1", "without a tag"),
+        ("a: &a {b: *a}", "inside the node"),
+        ("a: &a [*a]", "inside the node"),
+        ("a: 1\na: 2", "line 1 and on line 2"),
+        ("a: *b", "undefined alias"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(text, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        read(text)
+
+
+def test_an_anchor_is_written_out_wherever_its_alias_stands():
+    assert read("a: &a {b: 1}\nc: *a\nd: [*a]") == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}]}
 
 
 @pytest.mark.parametrize(

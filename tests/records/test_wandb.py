@@ -22,7 +22,7 @@ from robust_train.records import wandb as ours
 from robust_train.settings.tracking import Tracking
 from tools.wandb_replay import main, replay
 
-NO_KEY = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL")
+NO_KEY = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL")
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +169,32 @@ def test_without_a_key_auto_is_offline_and_with_one_online(tmp_path, monkeypatch
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert ours.chosen("auto")[0] == "off"
     assert [ours.chosen(wish)[0] for wish in ("off", "offline", "online")] == ["off", "offline", "online"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_DISABLED": "true"}, "off"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "off"),
+        ({"WANDB_DISABLED": "false"}, "online"),
+        ({"WANDB_DISABLED": ""}, "online"),
+        ({"WANDB_MODE": "Disabled"}, "off"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_MODE": "run"}, "online"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": " offline "}, "offline"),
+        ({"WANDB_MODE": ""}, "online"),
+        ({"WANDB_MODE": "ofline"}, "offline"),  # a slip sends nothing away
+    ],
+)
+def test_the_environment_decides_where_the_run_leaves_it_to_it(monkeypatch, fake, variables, mode):
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found, why = ours.chosen("auto")
+    assert found == mode
+    assert mode == "online" or any(name in why for name in variables)
+    assert ours.chosen("online")[0] == "online"
 
 
 def test_online_the_same_id_goes_on(tmp_path, monkeypatch, fake):
