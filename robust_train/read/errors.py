@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and the like, which other libraries put into their messages
+
 
 class RunError(Exception):
-    """What stops a run and is no bug of ours."""
+    """What stops a run and is no bug of ours. Its message is plain text, also where it quotes another library's."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(CODES.sub("", str(message)))
 
 
 class ConfigError(RunError):

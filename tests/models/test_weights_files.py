@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robust_train.models.weights import fit_weights, read_weights
+from robust_train.models import likeness
+from robust_train.models.timm import Timm
+from robust_train.models.weights import _bare, fit_weights, read_weights
 from robust_train.read.errors import CheckpointError
 
 WEIGHTS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(2)}
@@ -19,13 +22,84 @@ def same(found: dict[str, torch.Tensor]) -> bool:
     return found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state"])
-def test_what_scripts_put_around_weights_is_taken_off(tmp_path: Path, prefix: str, key: str | None) -> None:
-    weights = {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+CONTAINERS = ["state_dict", "model", "model_state", "model_state_dict", "state_dict_ema", "model_ema", "net"]
+PREFIXES = ["module.", "model.", "module.model.", "_orig_mod.module.", "backbone.", "network.", "lit.0.student."]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("key", [None, *CONTAINERS])
+def test_what_scripts_put_around_weights_is_opened(tmp_path: Path, key: str | None) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(weights if key is None else {key: weights, "epoch": 7}, path)
+    args = argparse.Namespace(lr=0.1, data=Path("data"))
+    torch.save(WEIGHTS if key is None else {key: WEIGHTS, "epoch": 7, "optimizer": {"state": {}}, "args": args}, path)
     assert same(read_weights(path))
+
+
+@pytest.mark.parametrize("average", [{"state_dict_ema": WEIGHTS}, {"ema": {"module": WEIGHTS, "decay": 0.9}}])
+def test_an_average_that_is_kept_beside_is_taken_and_said(tmp_path: Path, caplog, average: dict) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {name: 0 * tensor for name, tensor in WEIGHTS.items()}, **average}, path)
+    assert same(read_weights(path))
+    assert next(iter(average)) in told(caplog)
+    assert "state_dict lies beside" in told(caplog)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_wrappers_put_before_names_is_taken_off_and_said(caplog, prefix: str) -> None:
+    """Also where other tensors lie beside them: a normaliser's, a count of averages, a loss's, a copy for attacks."""
+    one, other = model(), model()
+    weights = {prefix + name: tensor for name, tensor in one.state_dict().items()}
+    weights |= {
+        "n_averaged": torch.tensor(3),
+        "normalizer.mean": torch.ones(3),
+        "attacker.model.0.bias": torch.ones(3),
+    }
+    assert fit_weights(other, weights, "file.pth", 4) == []
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
+    assert f"takes {prefix!r} off" in told(caplog)
+    assert "leaves out 3 (n_averaged, normalizer.mean, attacker.model.0.bias)" in told(caplog)
+
+
+def test_of_two_networks_in_one_file_the_average_is_taken() -> None:
+    one, other = model(), model()
+    weights = {f"online_model.{name}": 0 * value for name, value in one.state_dict().items()}
+    weights |= {f"ema_model.{name}": value for name, value in one.state_dict().items()}
+    fit_weights(other, weights, "file.pth", 4)
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_of_a_run_s_own_checkpoint_nothing_is_taken_off() -> None:
+    weights = {f"module.{name}": value for name, value in model().state_dict().items()}
+    with pytest.raises(CheckpointError, match="missing"):
+        fit_weights(model(), weights, "file")
+
+
+def test_names_that_timm_s_filter_knows_lose_their_wrapper_first() -> None:
+    """Other projects' files are named otherwise than timm's; here no name is one of the model's."""
+    weights = {"module.backbone.x.weight": torch.ones(2), "module.backbone.x.bias": torch.ones(2)}
+    assert list(_bare(weights, {"y": torch.ones(1)}, "file")) == ["x.weight", "x.bias"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "asked"), [("resnet34", "resnet18"), ("vit_tiny_patch16_224", "test_vit")])
+def test_weights_of_another_timm_model_are_told_which(monkeypatch, name: str, asked: str) -> None:
+    monkeypatch.setattr(likeness, "SECONDS", 600.0)
+    other, own = (Timm(model).build(classes, (3, 224, 224)) for model, classes in ((name, 7), (asked, 5)))
+    weights = {f"module.{key}": value for key, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"Its shapes are those of timm's {name}: name that model"):
+        fit_weights(own, weights, "file", 5)
+
+
+def test_what_a_refusal_quotes_has_no_terminal_codes(tmp_path: Path) -> None:
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"Code in a file is never run") as refused:
+        read_weights(tmp_path / "whole.pth")
+    assert "\x1b" not in str(refused.value)
+    assert "torch.nn.modules.linear.Linear" in str(refused.value)
+    assert str(CheckpointError("\x1b[31mred\x1b[0m and plain")) == "red and plain"
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
