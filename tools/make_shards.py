@@ -31,8 +31,9 @@ from typing import Any
 from robust_train.data.decode import Undecodable
 from robust_train.data.index import agrees, index, unpacked
 from robust_train.data.manifest import SUFFIXES, Entry, entries, packed, read_manifest, split_of
+from robust_train.data.names import ids_of
 from robust_train.data.order import permutation
-from robust_train.data.sources import ClassFolders, DigitsSource, FlatValidation, Source, Torchvision, read_names
+from robust_train.data.sources import ClassFolders, DigitsSource, FlatValidation, Source, Torchvision
 from robust_train.data.write import Sample, verify, write_shard
 from robust_train.disk import checksum, digest, write_json
 from robust_train.keyed import Key
@@ -87,7 +88,7 @@ def source_of(chosen: argparse.Namespace) -> Source:
         return ClassFolders(chosen.source, chosen.split, chosen.resize)
     if kind == "imagenet-val":
         there = Path(chosen.classes) if chosen.classes else Path(chosen.out) / "classes.json"
-        names = read_names(there) if there.exists() or chosen.classes else ()
+        names = ids_of(there) if there.exists() or chosen.classes else ()
         return FlatValidation(chosen.source, chosen.split, chosen.resize, chosen.ground_truth, names)
     if kind == "torchvision" and name:
         return Torchvision(chosen.source, chosen.split, chosen.resize, name, chosen.download)
@@ -98,7 +99,9 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
     """Write the shards of a split that are not there yet. (images in all, names of the unreadable ones)."""
     count = len(source)
     if not count:
-        raise DataError(f"{source.place} holds no images (.jpg, .png, .webp)")
+        raise DataError(
+            "; ".join([f"{source.place} holds no images", *source.left_out()]) + ". Name the folder that does."
+        )
     plan = {
         "source": type(source).__name__,
         "images": count,
@@ -178,7 +181,7 @@ def begun(
     DataError where they are of another making.
     """
     classes = out / "classes.json"
-    if classes.exists() and read_names(classes) != tuple(source.classes):
+    if classes.exists() and ids_of(classes) != tuple(source.classes):
         raise DataError(
             f"{classes} lists other classes than {source.place}: a data set's splits share their labels. Name another "
             "folder, or correct the source."
@@ -262,7 +265,7 @@ def _work(path: Path, numbers: list[int]) -> tuple[Entry, list[str]]:
 
 def account(path: Path) -> Entry:
     """What a manifest says of a shard made elsewhere: reads all of it. DataError where it is damaged."""
-    if not packed(path.name):
+    if not packed(str(path)):
         return Entry(path.name, len(index(path, path.name)), path.stat().st_size, checksum(path))
     with tempfile.NamedTemporaryFile(suffix=".tar") as tar, open(path, "rb") as file:
         sha256 = unpacked(file, tar.file, path.name)
@@ -308,6 +311,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1 if wrong else 0
     source = source_of(chosen)
     images, unreadable = make(source, Path(chosen.out), chosen.size_per_shard, chosen.processes)
+    for line in source.left_out():
+        print(f"left out, {line}", file=sys.stderr)
     for name in unreadable:
         print(f"left out, unreadable: {name}", file=sys.stderr)
     classes = len(source.classes)

@@ -11,23 +11,23 @@ import hashlib
 import json
 import os
 import shutil
-import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from robust_train.data.manifest import Entry, entry_of, packed, remote, shard_name
-from robust_train.data.samples import EXTRA, IMAGES, LABELS, files_of, grouped, image_of, label_of
+from robust_train.data.files.tar import Member, Reader, Truncated
+from robust_train.data.manifest import GZIP, Entry, entry_of, packed, remote, shard_name
+from robust_train.data.samples import EXTRA, LABEL, LABELS, grouped, image_of, label_of, refuse_dots
 from robust_train.disk import alone, checksum, digest, write_json, write_whole
 from robust_train.read.errors import DataError
 
-LAYOUT = 2  # of an index's rows: those of another are made anew
-BLOCK = 512  # a tar's; two of zeros end it
+LAYOUT = 3  # of an index's rows: those of another are made anew
+SWOLLEN, LARGE = 200, 1 << 30  # a packed shard may grow so many times, or to so many bytes
 ROW = np.dtype([("offset", "i8"), ("size", "i8"), ("label", "i8"), ("key", "S1")])  # keys are as wide as they must be
 
 
@@ -74,24 +74,24 @@ def index(tar: Path, name: str) -> np.ndarray:
     found: list[tuple[int, int, int, bytes]] = []
     extras: list[dict[str, tuple[int, int]]] = []
     try:
-        with tarfile.open(tar, "r:") as opened:
-            for key, parts in grouped((member.name, member) for member in files_of(opened)):
-                image = image_of({extension: parts[extension] for extension in IMAGES if extension in parts})
-                labels = {extension: _content(opened, parts[extension]) for extension in LABELS if extension in parts}
-                offset, size = (0, -1) if image is None else (image.offset_data, image.size)
+        with open(tar, "rb") as file, open(tar, "rb") as aside:
+            reader = Reader(file, name, seeks=True)
+            members = ((member.name, member) for member in resolved(reader, tar))
+            for key, parts in grouped(members):
+                image = image_of(parts)
+                refuse_dots(name, key, parts)
+                labels = {ending: label_bytes(aside, parts[ending], name) for ending in LABELS if ending in parts}
+                offset, size = (0, -1) if image is None else (image.offset, image.size)
                 found.append((offset, size, label_of(labels), key.encode()))
-                ends = (extension for extension in parts if extension.endswith(EXTRA))
-                extras.append({ext[: -len(EXTRA)]: (parts[ext].offset_data, parts[ext].size) for ext in ends})
-            end = opened.offset
-    except (tarfile.TarError, OSError) as error:
+                ends = (ending for ending in parts if ending.endswith(EXTRA))
+                extras.append({ending[: -len(EXTRA)]: (parts[ending].offset, parts[ending].size) for ending in ends})
+            if not reader.ended:
+                raise Truncated("the tar's end mark is missing")
+    except (Truncated, OSError) as error:
         raise truncated(name, len(found), error) from error
-    with open(tar, "rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise truncated(name, len(found), "the tar's end mark is missing")
     if not found:
         raise DataError(
-            f"shard {name} holds no samples (KEY.jpg, .png or .webp beside KEY.cls). Remove it, or rewrite it."
+            f"shard {name} holds no samples (KEY.jpg, .png or another image beside KEY.cls). Remove it, or rewrite it."
         )
     longest = max(len(row[3]) for row in found)
     names = sorted({name for extra in extras for name in extra})
@@ -122,7 +122,15 @@ def unpacked(stream: IO[bytes], to: IO[bytes], name: str) -> str:
     reader = _Hashed(stream)
     try:
         with gzip.GzipFile(fileobj=reader) as opened:  # type: ignore[call-overload]
-            shutil.copyfileobj(opened, to, 1 << 20)
+            done = 0
+            while part := opened.read(1 << 20):
+                done += len(part)
+                if done > max(LARGE, SWOLLEN * reader.count):
+                    raise DataError(
+                        f"shard {name} grows more than {SWOLLEN} times when it is unpacked ({done:,} bytes so far), "
+                        "which would fill the disk, and images do not. If it is sound, unpack it yourself (gunzip)."
+                    )
+                to.write(part)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise truncated(name, 0, error) from error
     while reader.read(1 << 20):  # whatever follows the last member belongs to the file's checksum
@@ -134,11 +142,12 @@ class _Hashed:
     """A stream that remembers the checksum of what was read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.digest = stream, hashlib.sha256()
+        self.stream, self.digest, self.count = stream, hashlib.sha256(), 0
 
     def read(self, size: int = -1) -> bytes:
         read = self.stream.read(size)
         self.digest.update(read)
+        self.count += len(read)
         return read
 
 
@@ -174,11 +183,18 @@ def _make(url: str, stem: Path) -> LocalShard:
     return LocalShard(name, str(tar), str(path), len(rows), sha256)
 
 
+def unzipped(stream: IO[bytes]) -> IO[bytes]:
+    """A shard's bytes unpacked, whether it comes packed or not."""
+    head = stream.read(2)
+    joined: Any = _Joined(head, stream)
+    return gzip.GzipFile(fileobj=joined) if head == GZIP else joined
+
+
 def _copy(stream: IO[bytes], to: IO[bytes], name: str) -> str:
     """Copy a shard as a plain tar, whether it comes packed or not; the sha256 of what came."""
     head = stream.read(2)
     joined = _Joined(head, stream)
-    if head == b"\x1f\x8b":
+    if head == GZIP:
         return unpacked(joined, to, name)  # type: ignore[arg-type]
     reader = _Hashed(joined)  # type: ignore[arg-type]
     shutil.copyfileobj(reader, to, 1 << 20)
@@ -240,9 +256,31 @@ def _kept(said: Path) -> LocalShard | None:
     return shard if os.path.exists(shard.tar) and os.path.exists(shard.rows) else None
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return b"" if file is None else file.read()
+def resolved(reader: Reader, tar: Path) -> Iterator[Member]:
+    """An archive's files, hard links as the members that they stand for. Only where there are any is it read twice."""
+    known: dict[str, Member] = {}
+    for member in reader:
+        if member.origin is not None:
+            if not known:
+                with open(tar, "rb") as file:
+                    known = {one.name: one for one in Reader(file, reader.name, seeks=True) if one.origin is None}
+            if member.origin not in known:
+                raise DataError(
+                    f"shard {reader.name}: member {member.name!r} is a link to {member.origin!r}, which is not in it. "
+                    "Write the shard anew (tar --hard-dereference)."
+                )
+            member = replace(known[member.origin], name=member.name)
+        yield member
+
+
+def label_bytes(file: IO[bytes], member: Member, name: str) -> bytes:
+    """What a label's entry holds. DataError for one that is too large to be a label."""
+    if member.size > LABEL:
+        raise DataError(
+            f"shard {name}: {member.name} has {member.size:,} bytes, which is no label. Write an integer there."
+        )
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _differs(name: str, found: str, said: str) -> DataError:

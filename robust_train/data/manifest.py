@@ -22,6 +22,7 @@ from typing import Any
 
 from robust_train.read.errors import DataError
 
+GZIP = b"\x1f\x8b"  # what a packed file begins with
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 INDEX_COMMAND = "python -m tools.make_shards FOLDER --index"
 
@@ -61,8 +62,13 @@ def remote(url: str) -> bool:
 
 
 def packed(url: str) -> bool:
-    """Whether a shard is compressed as a whole."""
-    return url.endswith((".tar.gz", ".tgz"))
+    """Whether a shard is compressed as a whole: by its name, or where it lies here by its first bytes."""
+    if url.endswith((".tar.gz", ".tgz")):
+        return True
+    if remote(url):
+        return False
+    with open(url, "rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 def shard_name(url: str) -> str:

@@ -12,10 +12,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from robust_train.data.decode import Undecodable, centred, pixels
+from robust_train.data.files.folders import images_below
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Decoder
 from robust_train.data.samples import NO_LABEL, NOT_A_LABEL, Record
-from robust_train.data.sources import image_files
 from robust_train.disk import digest
 from robust_train.read.errors import DataError
 
@@ -29,12 +29,11 @@ class Pictures:
 
     @classmethod
     def below(cls, place: Path) -> Pictures:
-        """Those below a folder, sorted by name. DataError where there are none."""
-        if not place.is_dir():
-            raise DataError(f"{place} is no folder of images. Correct the path.")
-        keys = tuple(path.relative_to(place).as_posix() for path in image_files(place))
+        """Those below a folder, sorted by name. DataError where there are none, or where one of them cannot be read."""
+        found = images_below(place).sure()
+        keys = tuple(path.relative_to(place).as_posix() for path in found.files)
         if not keys:
-            raise DataError(f"{place} holds no images (.jpg, .jpeg, .png, .webp). Name the folder that does.")
+            raise DataError("; ".join([f"{place} holds no images", *found.said()]) + ". Name the folder that does.")
         return cls(place, keys)
 
     def record(self, sample: int) -> Record:

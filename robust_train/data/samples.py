@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+from robust_train.data.files.folders import IMAGES
+from robust_train.read.errors import DataError
+
 LABELS = ("cls", "json")
+LABEL = 1 << 20  # bytes that one may have
+PLACES = {ending: place for place, ending in enumerate(IMAGES)}  # of several images the first in this order
 EXTRA = ".npy"  # KEY.NAME.npy
 NO_LABEL, NOT_A_LABEL = -(2**62), 1 - 2**62  # stand where a label should, far from any a file may hold
 FAULTS = {NO_LABEL: "has no .cls or .json entry", NOT_A_LABEL: "has a label that is no integer"}
-NO_IMAGE = f"has no image ({', '.join(IMAGES)})"
+NO_IMAGE = f"has no image ({', '.join(IMAGES[:8])}, ...)"
 
 Value = TypeVar("Value")
 
@@ -64,7 +67,8 @@ def grouped(members: Iterable[tuple[str, Value]]) -> Iterator[tuple[str, dict[st
 
 def image_of(parts: dict[str, Value]) -> Value | None:
     """The part that holds the image, None where there is none."""
-    return next((parts[extension] for extension in IMAGES if extension in parts), None)
+    best = min((PLACES[ending] for ending in parts if ending in PLACES), default=None)
+    return None if best is None else parts[IMAGES[best]]
 
 
 def label_of(parts: dict[str, bytes]) -> int:
@@ -74,11 +78,13 @@ def label_of(parts: dict[str, bytes]) -> int:
         return NO_LABEL
     try:
         value = json.loads(parts[found]) if found == "json" else int(parts[found])
-    except ValueError:
+    except (ValueError, RecursionError):
         return NOT_A_LABEL
     if isinstance(value, dict):
         value = value.get("label", value.get("cls"))
-    return value if isinstance(value, int) and not isinstance(value, bool) else NOT_A_LABEL
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= -NOT_A_LABEL:
+        return NOT_A_LABEL
+    return value
 
 
 def extra_of(parts: dict[str, Value], names: Iterable[str]) -> dict[str, Value | None]:
@@ -86,9 +92,14 @@ def extra_of(parts: dict[str, Value], names: Iterable[str]) -> dict[str, Value |
     return {name: parts.get(name.lower() + EXTRA) for name in names}
 
 
-def files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar, without keeping the list that tarfile would make of them."""
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]
-        if member.isreg():
-            yield member
+def refuse_dots(shard: str, key: str, parts: Mapping[str, object]) -> None:
+    """Raises DataError for a sample whose image or label is there, under a name with more dots than a key may have."""
+    for known, what in ((IMAGES, "image"), (LABELS, "label")):
+        if not any(ending in parts for ending in known):
+            found = next((part for part in parts if part.rpartition(".")[2] in known and "." in part), None)
+            if found is not None:
+                raise DataError(
+                    f"shard {shard}: sample {key} has no {what}, but a file {key}.{found} is there. A key ends at the "
+                    f"first dot of a file's name, so {key} would be the key of all that begin so: write the shard with "
+                    "_ for the other dots, as python -m tools.make_shards does."
+                )

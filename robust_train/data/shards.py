@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from robust_train.data.augment import ImageAugmentation, NoAugmentation
+from robust_train.data.files.listed import chosen
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
 from robust_train.data.manifest import locate, shard_name
@@ -102,7 +103,9 @@ class Shards(Dataset):
 
     def prepare(self) -> None:
         """Fetch, unpack and index what has not been; any number of processes may do so at once. Raises DataError."""
-        _ = self._train, self._validation
+        _ = self._train, self._validation, self._names
+        if self.listed is not None:
+            _ = self._chosen
 
     def check(self) -> None:
         """Whether all shards are there, labels in range, and no more samples broken than allowed. Raises DataError."""
@@ -142,9 +145,7 @@ class Shards(Dataset):
 
     def names(self) -> list[str]:
         """What the classes are called, by classes.json beside the shards; numbers where there is none."""
-        return class_names(
-            [*locate(self.train), *(() if self.validation is None else locate(self.validation))], self.classes
-        )
+        return list(self._names)
 
     # -- batches ----------------------------------------------------------------------------------
 
@@ -195,22 +196,14 @@ class Shards(Dataset):
         return Indexed(Table("")) if self.validation is None else self._indexed(self.validation, ())
 
     @cached_property
+    def _names(self) -> tuple[str, ...]:
+        urls = [*locate(self.train), *(() if self.validation is None else locate(self.validation))]
+        return tuple(class_names(urls, self.classes))
+
+    @cached_property
     def _chosen(self) -> np.ndarray:
         """The validation samples that `listed` names, in its order. Raises DataError for names that are not there."""
-        path = Path(str(self.listed)).expanduser()
-        if not path.is_file():
-            raise DataError(f"the list of images {path} does not exist: name a file with an image's name a line")
-        source = self._validation
-        numbers = {Path(key).name: sample for sample, key in enumerate(source.keys())}
-        names = [Path(line.strip()).stem for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        absent = [name for name in names if name not in numbers]
-        if absent or not names:
-            raise DataError(
-                f"{path} lists {len(names):,} images, and {len(absent):,} of them are not in {self.validation}"
-                + (f", {absent[0]!r} first" if absent else "")
-                + ": name the shards of the whole validation set, whose keys are the files' names."
-            )
-        return np.array([numbers[name] for name in names])
+        return chosen(Path(str(self.listed)).expanduser(), self._validation.keys(), str(self.validation))
 
     def _indexed(self, urls: str | tuple[str, ...], extra: tuple[str, ...]) -> Indexed:
         return Indexed(open_table(locate(urls), Path(self.cache).expanduser()), extra, self.labelled)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from robust_train.data.decode import Undecodable, decode
+from robust_train.data.files.folders import Found, class_folders, images_below, key_of, keys_of
 from robust_train.data.write import Sample, sample
 from robust_train.read.errors import ConfigError, DataError
+from robust_train.read.text import lines_of, pairs_of
 from robust_train.vision import ensure_torchvision_importable
 
-FILES = (".jpg", ".jpeg", ".png", ".webp")
+COLUMNS = (("path", "file", "filename", "image", "name", "key"), ("label", "class", "target"))
 JPEG_QUALITY = 95  # of images that are resized
+TRUTHS = "--ground-truth (ILSVRC2012_validation_ground_truth.txt, LOC_val_solution.csv, or NAME and class on each line)"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,16 @@ class Source(ABC):
         """Names of the images in the order of their numbers, where they are files."""
         return []
 
+    def left_out(self) -> list[str]:
+        """What lies there and is no image of it, a line for each reason."""
+        return []
+
     def sample(self, number: int) -> Sample:
         """The image as it is stored: its own bytes, unless it is to be resized. Undecodable, with its name."""
-        key, extension, file, label = self.file(number)
+        try:
+            key, extension, file, label = self.file(number)
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise Undecodable(f"{error.filename}: {error.strerror}") from error
         try:
             image = decode(file, 3)
         except Undecodable as error:
@@ -69,29 +77,39 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class ClassFolders(Source):
-    """A folder of folders, one a class, in the order of their names (of their values, where all are numbers)."""
+    """A folder of folders, one a class: see robust_train.data.files.folders for what counts, and in which order."""
 
     @cached_property
     def classes(self) -> list[str]:
-        names = sorted(path.name for path in Path(self.place).iterdir() if path.is_dir())
-        if not names:
-            raise DataError(f"{self.place} holds no class folders. Name the folder that holds one folder a class.")
-        return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+        return class_folders(Path(self.place))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._found.files)
 
     def file(self, number: int) -> tuple[str, str, bytes, int]:
-        path, label = self._files[number]
-        return f"{path.parent.name}/{_stem(path)}", path.suffix[1:].lower(), path.read_bytes(), label
+        path = self._found.files[number]
+        label = self._labels[path.relative_to(self.place).parts[0]]
+        return self._keys[number], path.suffix[1:].lower(), path.read_bytes(), label
 
     def listing(self) -> list[str]:
-        return [str(path.relative_to(self.place)) for path, _ in self._files]
+        return [str(path.relative_to(self.place)) for path in self._found.files]
+
+    def left_out(self) -> list[str]:
+        return self._found.said()
 
     @cached_property
-    def _files(self) -> list[tuple[Path, int]]:
-        folders = [(Path(self.place) / name, label) for label, name in enumerate(self.classes)]
-        return [(path, label) for folder, label in folders for path in image_files(folder)]
+    def _found(self) -> Found:
+        found = images_below(Path(self.place), self.classes)
+        order = {name: label for label, name in enumerate(self.classes)}
+        return replace(found, files=tuple(sorted(found.files, key=lambda p: order[p.relative_to(self.place).parts[0]])))
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return keys_of(self._found.files, Path(self.place))
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -121,14 +139,26 @@ class FlatValidation(Source):
 
     def file(self, number: int) -> tuple[str, str, bytes, int]:
         path, said = self._paths[number], self._said[number]
-        return _stem(path), path.suffix[1:].lower(), path.read_bytes(), self._labels[said]
+        return self._keys[number], path.suffix[1:].lower(), path.read_bytes(), self._labels[said]
 
     def listing(self) -> list[str]:
+        _ = self._labels
         return [f"{path.name} {said}" for path, said in zip(self._paths, self._said, strict=True)]
 
+    def left_out(self) -> list[str]:
+        return self._found.said()
+
     @cached_property
-    def _paths(self) -> list[Path]:
-        return image_files(Path(self.place))
+    def _found(self) -> Found:
+        return images_below(Path(self.place))
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return self._found.files
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return keys_of(self._paths, Path(self.place))
 
     @cached_property
     def _labels(self) -> dict[str, int]:
@@ -144,18 +174,10 @@ class FlatValidation(Source):
     @cached_property
     def _said(self) -> list[str]:
         """The class of each image, in the order of names."""
-        path = Path(self.ground_truth)
+        path = Path(self.ground_truth).expanduser()
         if not self.ground_truth or not path.is_file():
-            raise DataError(
-                f"the classes of the images in {self.place} are missing: name their file with --ground-truth "
-                "(ILSVRC2012_validation_ground_truth.txt, LOC_val_solution.csv, or NAME and class on each line)"
-            )
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if lines[0].startswith("ImageId,"):
-            pairs = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(lines)]
-        else:
-            split = [line.split() for line in lines]
-            pairs = [(words[0] if len(words) > 1 else "", words[-1]) for words in split]
+            raise DataError(f"the classes of the images in {self.place} are missing: name their file with {TRUTHS}")
+        pairs = _truths(path)
         if all(name == "" for name, _ in pairs):
             if len(pairs) != len(self._paths):
                 raise DataError(
@@ -164,11 +186,16 @@ class FlatValidation(Source):
                 )
             said = [name for _, name in pairs]
         else:
-            known = {Path(name).stem: found for name, found in pairs}
-            absent = [image.name for image in self._paths if image.stem not in known]
+            known: dict[str, str] = {}
+            for name, found in pairs:
+                key = key_of(Path(name).name)
+                if known.setdefault(key, found) != found:
+                    raise DataError(f"{path} says of {name} that it is {known[key]}, and that it is {found}.")
+            names = [key_of(image.name) for image in self._paths]
+            absent = [image.name for image, name in zip(self._paths, names, strict=True) if name not in known]
             if absent:
                 raise DataError(f"{path} does not say the class of {absent[0]} ({len(absent):,} such images in all)")
-            said = [known[image.stem] for image in self._paths]
+            said = [known[name] for name in names]
         return _from_the_kit(path, said) if all(name.isdecimal() for name in said) else said
 
 
@@ -248,16 +275,20 @@ class DigitsSource(Source):
         return list(samples(numbers[self.split]))
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names from a JSON list (of names, or of objects with a wnid or name), or from lines of text."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = [line.split()[0] for line in text.splitlines() if line.strip()]
-    if not isinstance(found, list):
-        raise DataError(f"{path} is no list of classes: write one name a line, or a JSON list, in the order of labels")
-    return tuple(str(one.get("wnid", one.get("name"))) if isinstance(one, dict) else str(one) for one in found)
+def _truths(path: Path) -> list[tuple[str, str]]:
+    """(name or "", class) of each line of a ground truth, in any of its forms."""
+    what, remedy = "the ground truth", f"Give {TRUTHS}."
+    lines = lines_of(path, what, remedy)
+    if lines[0].startswith("ImageId,"):
+        pairs = pairs_of(path, what, remedy, (("imageid",), ("predictionstring",)))
+        return [(name, found.split()[0]) for name, found in pairs]
+    if all("," in line or "\t" in line for line in lines):
+        return pairs_of(path, what, remedy, COLUMNS)
+    split = [line.rsplit(None, 1) for line in lines]
+    bare = [len(words) == 1 for words in split]
+    if any(bare) and not all(bare):
+        raise DataError(f"{what} {path}: {lines[bare.index(True)]!r} has one word, and other lines have more. {remedy}")
+    return [(words[0] if len(words) > 1 else "", words[-1]) for words in split]
 
 
 def _from_the_kit(path: Path, said: Sequence[str]) -> list[str]:
@@ -270,20 +301,13 @@ def _from_the_kit(path: Path, said: Sequence[str]) -> list[str]:
         ids = {
             str(int(number)): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
         }
-        return [ids[number] for number in said]
+        strange = next((number for number in said if str(int(number)) not in ids), None)
+        if strange is not None:
+            raise DataError(f"{path} says class {strange}, which {meta} does not know. Give both files from one kit.")
+        return [ids[str(int(number))] for number in said]
     if "0" not in said:
         raise DataError(
             f"{path} numbers its classes from 1, as ImageNet's development kit does in an order of its own (not that "
             f"of the sorted WordNet ids). Put the kit's meta.mat beside it: {meta}"
         )
     return list(said)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILES and not path.name.startswith("."))
-
-
-def _stem(path: Path) -> str:
-    """A file's name as a key: a key ends at its first dot."""
-    return path.name[: -len(path.suffix)].replace(".", "_")

@@ -10,13 +10,12 @@ A value is one corruption at one severity, `at` gives another. For evaluation on
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,7 +24,9 @@ from torch import Tensor
 
 from robust_train.data.corruptions import NAMES, SEVERITIES
 from robust_train.data.decode import pixels
+from robust_train.data.files.folders import class_folders
 from robust_train.data.loader import Allowance, Decoder, Refusal, batches, evenly
+from robust_train.data.names import labelled_names
 from robust_train.data.pictures import Answered, Pictures
 from robust_train.disk import checksum, digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
@@ -188,14 +189,15 @@ class StoredArrays(StoredCorruption):
 class StoredFolders(StoredCorruption):
     """CORRUPTION/SEVERITY/WNID/*.JPEG, as in ImageNet-C and Tiny-ImageNet-C, also below folders such as blur/.
 
-    Labels are the places of the WordNet ids, sorted, or what `order` says. `sample` is the image's place among those
-    that are judged, sorted by name: the same of every corruption and severity that has the same files.
+    Labels are the places of the class folders in the order of robust_train.data.files.folders, or what `order` says.
+    `sample` is the image's place among those that are judged, sorted by name: the same of every corruption and severity
+    that has the same files.
     """
 
     spread: ClassVar[bool] = True
 
     order: FilePath | None = (
-        None  # classes.json with the label ("index") of each "wnid"; others are left out; null: sorted
+        None  # classes.json with the label ("index") of each "wnid"; others are left out; null: their order
     )
     workers: int = 0  # processes that decode; 0: the evaluating process itself
     missing: int = 0  # broken images that are allowed before the evaluation stops
@@ -263,7 +265,7 @@ class StoredFolders(StoredCorruption):
 
     def _judged(self) -> Answered:
         labels = self._labels
-        ids = ((number, key.split("/")[-2] if "/" in key else "") for number, key in enumerate(self._pictures.keys))
+        ids = ((number, key.split("/")[0]) for number, key in enumerate(self._pictures.keys))
         found = [(number, labels[wnid]) for number, wnid in ids if wnid in labels]
         if not found:
             raise DataError(f"{self._pictures.place} holds no image of the classes that {self.order} names.")
@@ -273,7 +275,7 @@ class StoredFolders(StoredCorruption):
     def _labels(self) -> dict[str, int]:
         if self.order is not None:
             return _labels_of(Path(self.order).expanduser(), self.classes)
-        ids = sorted({key.split("/")[-2] for key in self._pictures.keys if "/" in key})
+        ids = class_folders(self._pictures.place)
         if len(ids) != self.classes:
             raise DataError(
                 f"{self._pictures.place} holds images in {len(ids)} class folders, but the network has "
@@ -319,17 +321,9 @@ def _checksum_of(path: Path, size: int, written: int) -> str:
 
 
 def _labels_of(path: Path, classes: int) -> dict[str, int]:
-    """The label of each WordNet id by a classes.json: a list of ids, or of {"wnid", "index"}."""
-    try:
-        known: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, list):
-            raise TypeError(f"a {type(known).__name__}")
-        pairs = [
-            (one, n) if isinstance(one, str) else (str(one["wnid"]), int(one["index"])) for n, one in enumerate(known)
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{path} is no list of {{"wnid", "index"}} ({type(error).__name__}: {error}).') from error
-    strange = next((pair for pair in pairs if not 0 <= pair[1] < classes), None)
+    """The label of each class folder by a classes.json."""
+    known = labelled_names(path, folders=True)
+    strange = next((pair for pair in known if not 0 <= pair[0] < classes), None)
     if strange is not None:
-        raise DataError(f"{path} gives {strange[0]} the label {strange[1]}, but labels run from 0 to {classes - 1}.")
-    return dict(pairs)
+        raise DataError(f"{path} gives {strange[1]} the label {strange[0]}, but labels run from 0 to {classes - 1}.")
+    return {name: label for label, name in known}

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import queue
-import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, count
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from robust_train.data.index import open_stream, truncated
+from robust_train.data.files.tar import Reader, Truncated
+from robust_train.data.index import open_stream, truncated, unzipped
 from robust_train.data.loader import Task, label_refusal
 from robust_train.data.manifest import INDEX_COMMAND, entry_of, remote, shard_name
 from robust_train.data.order import augmentation_seed, stream_order, window_order, windows
-from robust_train.data.samples import Record, extra_of, grouped, image_of, label_of
+from robust_train.data.samples import Record, extra_of, grouped, image_of, label_of, refuse_dots
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError, DataError
 
@@ -114,20 +115,18 @@ class Streams:
 
     def read(self, shard: int) -> Iterator[Record]:
         """All samples of a shard, from the first. DataError where it ends early or holds another number of them."""
-        from webdataset.tariterators import tar_file_iterator
-
         said, number, held = self.shards[shard], 0, None
         with open_stream(said.url) as stream:
             try:
-                files = ((file["fname"], file["data"]) for file in tar_file_iterator(stream))
-                for number, (key, parts) in enumerate(grouped(files), 1):
+                for number, (key, parts) in enumerate(grouped(_files(stream, said.name)), 1):
                     if number > said.samples:
                         break
                     if held is not None:
                         yield held
+                    refuse_dots(said.name, key, parts)
                     label = label_of(parts) if self.labelled else 0
                     held = Record(shard, number - 1, key, image_of(parts), label, extra_of(parts, self.extra))
-            except (tarfile.TarError, EOFError, zlib.error) as error:
+            except (Truncated, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise truncated(said.name, number, error) from error
         if number != said.samples:  # known before the last sample is given out: who takes no more than that knows too
             many = "more" if number > said.samples else f"{number:,}"
@@ -200,6 +199,20 @@ class Streams:
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum(self._counts)
+
+
+def _files(stream: IO[bytes], name: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file of a shard that comes once, packed or not."""
+    reader = Reader(unzipped(stream), name, seeks=False)
+    for member in reader:
+        if member.origin is not None:
+            raise DataError(
+                f"shard {name}: member {member.name!r} is a link to {member.origin!r}, whose bytes are gone when a "
+                "stream comes to it. Use data.reader=indexed, or write the shard anew (tar --hard-dereference)."
+            )
+        yield member.name, reader.content()
+    if not reader.ended:
+        raise Truncated("the tar's end mark is missing")
 
 
 def ahead(make: Callable[[], Generator[Item, None, None]]) -> Generator[Item, None, None]:

@@ -185,7 +185,7 @@ def test_evaluation_takes_the_listed_images_alone_in_the_lists_order(write_shard
     listing.write_text("s00002\ns00099\n")
     with pytest.raises(DataError, match=r"lists 2 images, and 1 of them are not in .*'s00099' first"):
         shards(urls, tmp_path / "c", validation=tuple(urls), listed=str(listing)).validation_size()
-    with pytest.raises(DataError, match="does not exist: name a file"):
+    with pytest.raises(DataError, match=r"does not exist\. Write an image's name a line"):
         shards(urls, tmp_path / "c", validation=tuple(urls), listed="/nowhere.txt").validation_size()
 
 

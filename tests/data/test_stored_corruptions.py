@@ -189,9 +189,10 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     order = tmp_path / "classes.json"
     order.write_text("{}")
     for text, said in (
-        ('{"a": 1}', "is no list"),
+        ('{"a": [1, 2, true]}', "cannot be read"),
         ('[{"wnid": "n1", "index": 7}]', "label 7, but labels run"),
-        ("[]", "no image"),
+        ("[]", "are none"),
+        ('["n7"]', "no image"),
     ):
         order.write_text(text)
         with pytest.raises(DataError, match=said):
