@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from robust_train.data.files.tar import Member, Reader, Truncated
+from robust_train.data.files.tar import Member, Reader, Stream, Truncated
 from robust_train.data.manifest import GZIP, Entry, entry_of, packed, remote, shard_name
 from robust_train.data.samples import EXTRA, LABEL, LABELS, grouped, image_of, label_of, refuse_dots
 from robust_train.disk import alone, checksum, digest, write_json, write_whole
@@ -183,7 +183,7 @@ def _make(url: str, stem: Path) -> LocalShard:
     return LocalShard(name, str(tar), str(path), len(rows), sha256)
 
 
-def unzipped(stream: IO[bytes]) -> IO[bytes]:
+def unzipped(stream: IO[bytes]) -> Stream:
     """A shard's bytes unpacked, whether it comes packed or not."""
     head = stream.read(2)
     joined: Any = _Joined(head, stream)

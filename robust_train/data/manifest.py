@@ -49,8 +49,12 @@ def locate(urls: str | Iterable[str]) -> tuple[str, ...]:
         if url.startswith("pipe:"):
             found.append(url)  # a command: its braces and stars are the shell's
             continue
-        for one in braceexpand(url):
-            found += [one] if "://" in one else _local(one)
+        if "://" in url:
+            found += braceexpand(url)
+            continue
+        there, rest = _literal(os.path.expanduser(url.removeprefix("file:")))
+        for one in braceexpand(rest) if rest else [""]:
+            found += _local(there, one)
     if not found:
         raise DataError("no shards are named: data.train takes a path, a glob, a brace list, pipe: or a URL")
     return tuple(found)
@@ -110,20 +114,30 @@ def split_of(shards: Iterable[Entry]) -> dict[str, Any]:
     return {"samples": sum(shard.samples for shard in shards), "shards": [asdict(shard) for shard in shards]}
 
 
-def _local(pattern: str) -> list[str]:
-    path = os.path.expanduser(pattern.removeprefix("file:"))
-    if os.path.isdir(path):
+def _literal(path: str) -> tuple[str, str]:
+    """(what is there by that very name, the pattern below it): brackets and braces in its name are no pattern."""
+    parts = path.split("/")
+    for count in range(len(parts), 0, -1):
+        there = "/".join(parts[:count])
+        if there and os.path.lexists(there):
+            return there, "/".join(parts[count:])
+    return "", path
+
+
+def _local(there: str, pattern: str) -> list[str]:
+    path = os.path.join(there, pattern) if there and pattern else there or pattern
+    if not pattern and os.path.isdir(path):
         found = sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(SUFFIXES))
         what = "holds no .tar or .tar.gz shard"
-    elif glob.has_magic(path):
-        found = sorted(glob.glob(path))
+    elif glob.has_magic(pattern):
+        found = sorted(glob.glob(os.path.join(glob.escape(there), pattern) if there else pattern))
         what = "matches no file"
     else:
         found = [path] if os.path.exists(path) else []
         what = "does not exist"
     if not found:
         raise DataError(
-            f"shards: {pattern!r} {what} (working folder {os.getcwd()}). Correct data.train or data.validation, "
+            f"shards: {path!r} {what} (working folder {os.getcwd()}). Correct data.train or data.validation, "
             "or make shards with python -m tools.make_shards SOURCE FOLDER."
         )
     return found

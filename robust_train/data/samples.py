@@ -87,7 +87,7 @@ def label_of(parts: dict[str, bytes]) -> int:
     return value
 
 
-def extra_of(parts: dict[str, Value], names: Iterable[str]) -> dict[str, Value | None]:
+def extra_of(parts: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value | None]:
     """The parts that hold what a sample carries beside, by name, None where there is none."""
     return {name: parts.get(name.lower() + EXTRA) for name in names}
 

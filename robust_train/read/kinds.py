@@ -42,7 +42,11 @@ def kind_of(head: bytes) -> str | None:
     if words.startswith(PAGES):
         return PAGE
     if words.startswith("<?xml"):
-        return PAGE if "<html" in words else "XML, such as an error of a storage service: read it with a text editor"
+        return (
+            PAGE
+            if "<html" in words
+            else "an XML file, such as an error of a storage service: read it with a text editor"
+        )
     if head and not any(head):
-        return "zeros only: its place was made and its bytes were never written. Copy it again"
+        return "a file of zeros: its place was made and its bytes were never written. Copy it again"
     return None
