@@ -19,7 +19,6 @@ from typing import IO, Any
 import numpy as np
 
 from robust_train.data.index import ROW, LocalShard, identity, open_shard, where
-from robust_train.data.manifest import packed, remote
 from robust_train.disk import alone, digest, write_whole
 from robust_train.read.errors import DataError
 
@@ -108,7 +107,7 @@ def _whole(table: Table, urls: Sequence[str]) -> bool:
         tars = _mapped(f"{table.stem}.shards.npy")["tar"]
     except FileNotFoundError:
         return False
-    own = [number for number, url in enumerate(urls) if packed(url) or remote(url)]
+    own = np.flatnonzero(np.char.startswith(tars, os.fsencode(os.path.dirname(table.stem) + "/")))
     return len(tars) == len(urls) and all(os.path.exists(os.fsdecode(bytes(tars[number]))) for number in own)
 
 

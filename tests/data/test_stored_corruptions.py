@@ -206,8 +206,8 @@ def test_each_folder_is_listed_once_and_each_image_looked_at_once_whoever_asks(t
     from robust_train.evaluate.work import evaluate
 
     listed, stats = [], []
-    image_files, stat = pictures.image_files, pictures.stat
-    monkeypatch.setattr(pictures, "image_files", lambda folder: listed.append(str(folder)) or image_files(folder))
+    images_below, stat = pictures.images_below, pictures.stat
+    monkeypatch.setattr(pictures, "images_below", lambda folder: listed.append(str(folder)) or images_below(folder))
     monkeypatch.setattr(pictures, "stat", lambda path: stats.append(str(path)) or stat(path))
     kinds = ("fog", "gaussian_noise")
     data = stored_corruptions.StoredFolders(str(folders(tmp_path, kinds)), 3, SIDE)
