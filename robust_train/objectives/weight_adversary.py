@@ -22,7 +22,7 @@ class WeightAdversary(Objective):
     """Cross-entropy on clean images, and what an adversary of the weights can change of the network's answer.
 
         L = H(f(x; theta'), y) + beta KL(softmax f(x; theta) || softmax f(x; theta*))
-        theta* = the worst found in the box zeta |theta|,    theta' = theta + forward_noise |theta| R, with theta's slope
+        theta* = the worst found in the box zeta |theta|,    theta' = theta + forward_noise |theta| R, of slope 1
 
     Buechel, Faber and Muir 2022 (arXiv 2106.05009, equations 1 to 4): TRADES in the space of weights, and no labels in
     the attack. theta* moves with theta: `follows` says how. theta* and R are of each group of consecutive images: no
