@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import Drops, Norm, attacked
+from robust_train.attacks.given import wide
 from robust_train.attacks.sight import Sight
-from robust_train.attacks.standing import Standing, wide
+from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, normal, uniform
 from robust_train.losses import correct, cross_entropy, dlr, targeted_dlr
 from robust_train.nouns import Attack, Goal, Raising, number

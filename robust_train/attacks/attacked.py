@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_train.keyed import Key
+from robust_train.models.foreign import moded
 
 Norm = Literal["running", "group"]
 Drops = Literal["off", "frozen", "redrawn"]
@@ -21,26 +22,16 @@ def attacked(network: Any, norm: Norm = "running", key: Key | None = None) -> It
 
     key: of the network's own noise, where it has any; each forward draws anew, so that more of them see more of it.
     Freezing saves the activations kept for weight gradients (37 % of a ViT's) and keeps a compiled network from
-    computing them. A plain nn.Module is set to eval mode (norm "running") or train mode with its statistics set aside;
-    any other callable is left as it is. A module wrapped for distributed training is refused: its wrapper reduces
-    gradients or corrupts the update when an attack goes through it.
+    computing them. A module that is not ours is set to eval mode (norm "running") or train mode with its statistics set
+    aside. A module wrapped for distributed training is refused: its wrapper reduces gradients or corrupts the update
+    when an attack goes through it.
     """
-    if hasattr(network, "module") and isinstance(getattr(network, "module", None), nn.Module):
-        raise ValueError(
-            f"{type(network).__name__} wraps a network for distributed training, and an attack through the wrapper "
-            "costs collectives or corrupts the update: attack its .module"
-        )
-    module: Any = network if isinstance(network, nn.Module) else getattr(network, "plain", None)
-    if not isinstance(module, nn.Module):
-        with torch.enable_grad():
-            yield
-        return
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    network = moded(network)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
-    own = getattr(module, "attacked", None)
     try:
-        with torch.enable_grad(), own(norm, key) if own is not None else _modes(module, norm):
+        with torch.enable_grad(), network.attacked(norm, key):
             yield
     finally:
         for parameter in trained:
@@ -54,46 +45,34 @@ def masks(network: Any, drops: Drops, key: Key, step: int) -> Iterator[None]:
     The network's noise is as dropout is, except that off leaves it on, as in evaluation: each step draws anew, for the
     rows that `key` names, so that images set aside change no other's noise.
     """
-    if not hasattr(network, "drops"):
-        yield
-        return
+    network = moded(network)
     if drops != "off":
         with network.drops(key if drops == "frozen" else key.at(step)):
             yield
         return
-    noise = getattr(network, "noise", None)
-    with network.drops(None), nullcontext() if noise is None else noise(key.at(step)):
+    with network.drops(None), network.noise(key.at(step)):
         yield
 
 
 @contextmanager
 def undropped(network: Any) -> Iterator[None]:
     """No dropout and no stochastic depth for a whole attack; the network's noise as it is."""
-    with network.drops(None) if hasattr(network, "drops") else nullcontext():
+    with moded(network).drops(None):
         yield
 
 
 def noised(network: Any, key: Key) -> AbstractContextManager[None]:
     """For a stage of an attack that some images leave early: its noise by a key of its own, whatever came before."""
-    return network.noise(key) if hasattr(network, "noise") else nullcontext()
+    return moded(network).noise(key)
 
 
 def some(network: Any, rows: Tensor) -> AbstractContextManager[None]:
     """For forwards of some of the attacked images: their masks and noise, by their rows [b] among all."""
-    return network.mode(rows=rows) if hasattr(network, "mode") else nullcontext()
+    return moded(network).mode(rows=rows)
 
 
 @contextmanager
-def _modes(module: nn.Module, norm: Norm) -> Iterator[None]:
-    """Eval or train mode of a module that is not ours, running statistics set aside, everything restored exactly."""
-    modes = {child: child.training for child in module.modules()}
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()} if norm == "group" else {}
-    module.train(norm == "group")
-    try:
+def exactly(network: Any) -> Iterator[None]:
+    """Float32 forwards for a while, where the network attacks in less."""
+    with moded(network).mode(precision="fp32"):
         yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
-        with torch.no_grad():
-            for name, buffer in kept.items():
-                module.get_buffer(name).copy_(buffer)

@@ -11,10 +11,10 @@ from torch import Tensor
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.chance import judged, passes
 from robust_train.attacks.fab import FAB
+from robust_train.attacks.given import wide
 from robust_train.attacks.nearest import measuring
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.square import Square
-from robust_train.attacks.standing import wide
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Goal
 from robust_train.read.registry import attacks

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import noised, some
-from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide, wrong_classes
+from robust_train.attacks.given import sloped, wide
+from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wrong_classes
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of, margin
 from robust_train.read.registry import attacks
@@ -238,7 +239,7 @@ class _Sight:
             points = points.detach().requires_grad_(gradient)
             logits = full(self.network(points))
             gap = margin(logits, self.labels) if self.goals is None else -margin(logits, self.goals)
-            slope = torch.autograd.grad(gap.sum(), points)[0] if gradient else torch.zeros_like(points)
+            slope = sloped(torch.autograd.grad(gap.sum(), points)[0]) if gradient else torch.zeros_like(points)
         gap, beyond = gap.detach(), self.confidence + SLACK * logits.detach().abs().amax(1)
         return gap, slope, gap < -beyond
 

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import masks
 from robust_train.keyed import Key
+from robust_train.keyed.mode import Changes, Norms
 from robust_train.losses import correct, full
+from robust_train.models.foreign import moded
+from robust_train.models.network import Moded
 
 PASSES = 100  # of a verdict: a point that none of them is right at is right in 3 % of all passes at most (p = 0.05)
 
 
-class Chancy:
+class Chancy(Moded):
     """A network that was found to answer by chance though it does not say so, for attacks to judge accordingly."""
 
-    noisy = ("found random",)
+    by_chance = True
 
     def __init__(self, network: Any) -> None:
-        self.plain = network
+        super().__init__()
+        self.given = moded(network)
+        self.training = self.given.training
 
-    def __call__(self, points: Tensor) -> Tensor:
+    def forward(self, points: Tensor) -> Tensor:
         """Logits [B, C], of another draw each time."""
-        return self.plain(points)
+        return self.given(points)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plain, name)
+    def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> AbstractContextManager[None]:
+        """That of the network."""
+        return self.given.mode(training, **changes)
+
+    def attacked(self, norm: Norms, key: Key | None = None) -> AbstractContextManager[None]:
+        """As the network is."""
+        return self.given.attacked(norm, key)
 
 
 def passes(network: Any) -> int:
     """Forwards of a verdict: PASSES where the network draws noise that is neither off nor fixed; else 1."""
-    network = network if isinstance(network, Chancy) else getattr(network, "plain", network)
-    each = getattr(network, "each", [network])  # an ensemble's members
-    return PASSES if any(getattr(one, "noisy", ()) and _mode(one) == "drawn" for one in each) else 1
-
-
-def _mode(network: Any) -> str:
-    """Of the noise of one network."""
-    return getattr(getattr(network, "now", None), "noisy", "drawn")
+    return PASSES if isinstance(network, Moded) and network.by_chance else 1
 
 
 def judged(network: Any, points: Tensor, targets: Tensor, key: Key, count: int) -> tuple[Tensor, Tensor]:

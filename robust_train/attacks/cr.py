@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.given import sloped
 from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key
@@ -137,7 +138,7 @@ class CR(Attack):
                 logits = full(network(point))
             own, other = (logits.gather(1, which[:, None]).squeeze(1) for which in (standing.labels, climb.goals))
             (slope,) = torch.autograd.grad((other - own).sum(), point)
-            climb = replace(climb, z=ball.step(images, z, slope, size))
+            climb = replace(climb, z=ball.step(images, z, sloped(slope), size))
             point, logits, gap = point.detach(), logits.detach(), (own - other).detach()
             judged = gap
             if place <= third:  # the gradient was taken outside the true ball

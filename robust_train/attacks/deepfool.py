@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import some
-from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide
+from robust_train.attacks.given import sloped, wide
+from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of
 from robust_train.read.registry import attacks
@@ -92,6 +93,7 @@ class DeepFool(NearestAttack):
         for rank in range(others.shape[1]):
             ahead = (logits.gather(1, others[:, rank : rank + 1]) - own).squeeze(1)
             (slope,) = torch.autograd.grad(ahead.sum(), point, retain_graph=rank + 1 < others.shape[1])
+            slope = sloped(slope)
             dual = slope.flatten(1).norm(dim=1, p=2 if self.threat.use == "l2" else 1)
             length = -ahead.detach() / dual  # inf where nothing slopes: that face is nowhere
             nearer = length < best

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import Standing
@@ -192,11 +193,11 @@ def _boundary(network: Any, walk: _Approach, shape: torch.Size, norm: str) -> tu
     own = logits.gather(1, walk.labels[:, None])
     if walk.goals is not None:
         gap = (logits.gather(1, walk.goals[:, None]) - own).squeeze(1)
-        return gap.detach(), torch.autograd.grad(gap.sum(), point)[0].flatten(1)
+        return gap.detach(), sloped(torch.autograd.grad(gap.sum(), point)[0].flatten(1))
     classes = logits.shape[1]
     for ahead in range(1, classes):  # g of the class so many after the label
         gap = (logits.gather(1, (walk.labels[:, None] + ahead) % classes) - own).squeeze(1)
-        slope = torch.autograd.grad(gap.sum(), point, retain_graph=ahead + 1 < classes)[0].flatten(1)
+        slope = sloped(torch.autograd.grad(gap.sum(), point, retain_graph=ahead + 1 < classes)[0].flatten(1))
         gap = gap.detach()
         reach = gap.abs() / (dual_norm(norm, slope) + 1e-12)
         if ahead == 1:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import some
-from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wide
+from robust_train.attacks.given import wide
+from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring
 from robust_train.keyed import Key, normal, uniform
 from robust_train.losses import correct
 from robust_train.read.registry import attacks

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.attacked import attacked, exactly, masks
+from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import wrong_classes
 from robust_train.attacks.sight import refuse
-from robust_train.attacks.standing import exactly
 from robust_train.keyed import Key
 from robust_train.losses import full, labels_of
 from robust_train.nouns import Attack, Goal, number
@@ -83,6 +83,7 @@ class JSMA(Attack):
                 own = logits.gather(1, goals[rows][:, None]).sum()
                 (helps,) = torch.autograd.grad(own, point, retain_graph=True)
                 (every,) = torch.autograd.grad(logits.sum(), point)
+                helps, every = sloped(helps), sloped(every)
                 rows, point = rows[standing], point.detach()[standing]
                 moved, found = self._moved(images[rows], point, helps[standing], (every - helps)[standing])
                 points[rows] = moved

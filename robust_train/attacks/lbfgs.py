@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.attacks.attacked import noised
+from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wrong_classes
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, full, labels_of
+from robust_train.models.foreign import Foreign
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 
@@ -154,13 +156,13 @@ class _Solver:
         """||r||_2^2 + kappa H(t, softmax f(x + r)) and its gradient, float64 [n]."""
         point = torch.from_numpy(place).to(self.image.device, self.dtype).view_as(self.image).requires_grad_()
         loss = cross_entropy(self.precise(point), self.goal).sum()
-        (slope,) = torch.autograd.grad(loss, point)
+        slope = sloped(torch.autograd.grad(loss, point)[0])
         moved = place - self.start
         value = float(moved @ moved) + kappa * float(loss.detach())
         return value, 2 * moved + kappa * slope.double().flatten().cpu().numpy()
 
 
 def _precise(network: Any) -> Any:
-    """A float64 copy of a module, or of the one that an engine's stand-in holds; anything else as it is."""
-    module = network if isinstance(network, nn.Module) else getattr(network, "plain", None)
-    return deepcopy(module).double() if isinstance(module, nn.Module) else network
+    """A float64 copy of a module; a function as it is."""
+    module = network.given if isinstance(network, Foreign) else network
+    return deepcopy(network).double() if isinstance(module, nn.Module) else network

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import attacked, undropped
+from robust_train.attacks.attacked import attacked, exactly, undropped
 from robust_train.attacks.chance import judged, passes
+from robust_train.attacks.given import finite, wide
 from robust_train.attacks.sight import refuse
-from robust_train.attacks.standing import exactly, wide
 from robust_train.keyed import Key, integers
 from robust_train.nouns import Attack, Goal, number
 from robust_train.threats.ball import Ball
@@ -75,7 +75,7 @@ def measured(threat: Ball, network: Any, images: Tensor, targets: Tensor, points
     key = key.naming(images).of("measured")
     with measuring(network, key):
         share, _ = judged(network, points, targets, key, passes(network))
-        fooled = share <= 0.5
+        fooled = (share <= 0.5) & finite(points)
     points = torch.where(wide(fooled, points), points, images)
     return Nearest(points, threat.distance(images, points).masked_fill(~fooled, torch.inf))
 

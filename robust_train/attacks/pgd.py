@@ -12,6 +12,7 @@ from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key, integers, normal
 from robust_train.losses import cross_entropy
+from robust_train.models.network import Moded
 from robust_train.nouns import Attack, Goal, Raising, Threat, number
 from robust_train.read.registry import Number, attacks
 
@@ -110,6 +111,9 @@ class Best:
 
     def see(self, z: Any, value: Tensor) -> None:
         """Keep the rows of `z` whose `value` [B] is larger than what was seen before."""
+        value = value.nan_to_num(
+            -torch.inf, torch.inf, -torch.inf
+        )  # a comparison with NaN would hold the first for ever
         if self.value is None:
             self.z, self.value = z, value
             return
@@ -119,7 +123,7 @@ class Best:
 
 def _classes(network: Any, images: Tensor) -> int:
     """The number of classes: the network's own word, or that of one image's logits."""
-    if hasattr(network, "classes"):
+    if isinstance(network, Moded) and hasattr(network, "classes"):
         return network.classes
     with torch.no_grad():
         return network(images[:1]).shape[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import Drops, masks
+from robust_train.attacks.given import sloped
 from robust_train.keyed import Key
 from robust_train.losses import full
 from robust_train.nouns import Attack, Goal
@@ -63,7 +64,7 @@ class Sight:
             score, logits = self(points, key, step * self.draws + draw, rows)
             # the sum, not the mean: a mean would tie each image to the batch size; points only: no weight gradient
             (slope,) = torch.autograd.grad(score.sum(), points)
-            seen.append((score.detach(), slope, logits.detach()))
+            seen.append((score.detach(), sloped(slope), logits.detach()))
         score, slope, logits = (_mean(values) for values in zip(*seen, strict=True))
         return score, slope, logits
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from robust_train.attacks.attacked import exactly
 from robust_train.attacks.chance import judged, passes
+from robust_train.attacks.given import finite, wide
 from robust_train.keyed import Key
 from robust_train.losses import labels_of, margin
 
@@ -141,6 +141,8 @@ class Standing:
         padded = points[wanted]
         share, logits = (seen[: len(rows)] for seen in self._verdict(padded, self.row[wanted]))
         now = margin(logits, self.chunk_labels[index])
+        real = finite(padded)[: len(rows)]  # a point that is no number counts for nothing
+        share, now = torch.where(real, share, 1.0), torch.where(real, now, torch.inf)
         better = now < self.margin[index]
         if self.passes > 1:
             better = (share < self.share[index]) | ((share == self.share[index]) & better)
@@ -173,15 +175,3 @@ def rung(count: int) -> int:
     """The packed size for so many images: the next multiple of a sixteenth of the power of two above them."""
     step = max(1, 2 ** ((count - 1).bit_length() - 4))
     return -(-count // step) * step
-
-
-def wide(rows: Tensor, like: Tensor) -> Tensor:
-    """[b] as [b, 1, 1, ...], to be taken with tensors such as `like`."""
-    return rows.view(-1, *[1] * (like.dim() - 1))
-
-
-@contextmanager
-def exactly(network: Any) -> Iterator[None]:
-    """Float32 forwards for a while, where the network attacks in less."""
-    with network.mode(precision="fp32") if hasattr(network, "mode") else nullcontext():
-        yield

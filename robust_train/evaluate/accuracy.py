@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robust_train.keyed import Key
 from robust_train.losses import correct
+from robust_train.models.foreign import moded
 from robust_train.models.network import Network, flagged
 from robust_train.nouns import Attack, Batch, Scale
 from robust_train.read.errors import ConfigError
@@ -24,6 +25,7 @@ def verdicts(network: Any, batch: Batch, attack: Attack | None, key: Key) -> tup
     """
     if attack is not None:
         refuse_unboxed(batch.scale, attack.use)
+    network = moded(network)
     with judged(network, key.of("verdict").rows(batch.sample)), torch.no_grad():
         clean = correct(network(batch.images), batch.targets)
         if attack is None:
@@ -56,15 +58,12 @@ def refuse_unboxed(scale: Scale, attack: str) -> None:
 @contextmanager
 def judged(network: Any, key: Key | None = None) -> Iterator[None]:
     """Eval mode and float32 for a while, the network's own noise drawn from `key`; everything restored exactly."""
-    if not isinstance(network, torch.nn.Module):
-        yield
-        return
-    noise = getattr(network, "noise", None)
+    network = moded(network)
     with ExitStack() as stack:
         for module in network.modules():  # several in an ensemble, or one inside a module that is not ours
             if isinstance(module, Network):
                 stack.enter_context(module.judged())
         stack.enter_context(flagged(network, False))
-        if key is not None and noise is not None:
-            stack.enter_context(noise(key))
+        if key is not None:
+            stack.enter_context(network.noise(key))
         yield

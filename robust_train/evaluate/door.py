@@ -26,6 +26,7 @@ from robust_train.evaluate.store import Store
 from robust_train.evaluate.trial import worst
 from robust_train.evaluate.work import Tell, silent
 from robust_train.evaluate.work import evaluate as found_by
+from robust_train.models.foreign import moded
 from robust_train.nouns import Dataset, Place
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import parse
@@ -189,12 +190,6 @@ def _refuse(images: Tensor, labels: Tensor) -> None:
 
 def _logits(module: Any, images: Tensor) -> Tensor:
     """The answers to some images. Raises ConfigError for what are no logits [B, C] of two classes or more."""
-    with judged(module), torch.no_grad():
-        found = module(images.float())
-    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images) or found.shape[1] < 2:
-        what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise ConfigError(
-            f"the module answers {len(images)} images by {what}: it must give logits [B, C], C at least 2; wrap it so "
-            "that it returns them alone"
-        )
-    return found
+    network = moded(module)
+    with judged(network), torch.no_grad():
+        return network(images.float())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robust_train.attacks.autoattack import DRAWS, TARGETS, AutoAttack
 from robust_train.attacks.combine import Restarts
+from robust_train.attacks.given import counting, sloped
 from robust_train.attacks.pgd import PGD
 from robust_train.attacks.square import Square
 from robust_train.evaluate.accuracy import judged
@@ -28,6 +29,7 @@ from robust_train.evaluate.report import Flag
 from robust_train.evaluate.trial import CLEAN, Trial, seeded
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, dlr, full, labels_of, margin
+from robust_train.models.foreign import Foreign, moded
 from robust_train.nouns import Attack, Batch, PerImage, Threat, number
 from robust_train.threats.ball import Ball
 from robust_train.threats.linf import Linf
@@ -57,9 +59,10 @@ def looked(
 ) -> tuple[Flag, ...]:
     """Every flag that a look at some images can raise; threats: the threat models by their tags.
 
-    The network is as the caller gave it, and is left so. Costs 11 forwards, and 12 more and two gradients for each
+    The network is as the caller gave it, and is left so. Costs 11 forwards, and 12 more and four gradients for each
     threat model; 20 times the latter for a network with randomness of its own.
     """
+    network = moded(network)
     mode = set_to_train(network)
     with judged(network), seeded(network, key.of("looked"), batch):
         randomised = random_forward(network, batch)
@@ -73,6 +76,7 @@ def looked(
             precision(network, batch, chance),
             *(zero_gradients(network, batch, tag, threat, key) for tag, threat in threats),
             *(loss_falls(network, batch, tag, threat, DRAWS if chance else 1) for tag, threat in threats),
+            *(finite_gradients(network, batch, tag, threat, key) for tag, threat in threats),
         )
 
 
@@ -221,6 +225,23 @@ def zero_gradients(network: Any, batch: Batch, tag: str, threat: Threat, key: Ke
     return _flag(f"{tag}: zero gradients", share > 0, f"{says} of the right images", cure, share, 0.0)
 
 
+def finite_gradients(network: Any, batch: Batch, tag: str, threat: Threat, key: Key) -> Flag:
+    """Images whose gradient of the cross-entropy is not finite in every pixel: at the image itself, at a random start.
+
+    One is enough. A root of a black pixel, a norm of zero. Not among AutoAttack's checks.
+    """
+    started = threat.apply(batch.images, threat.start(batch.images, key.of("looked").rows(batch.sample)))
+    with counting() as faults:
+        for points in (batch.images, started):
+            _gradient(network, points, batch.targets, cross_entropy, 1)
+    says = f"gradients are not finite at {faults.share:.2%} of the images and of the starts"
+    cure = (
+        "attacks take 0 for such entries and go on by the others, weaker than they could be: give the network a finite "
+        "slope there (sqrt(x + 1e-6)), look at square"
+    )
+    return _flag(f"{tag}: gradients not finite", faults.share > 0, says, cure, faults.share, 0.0)
+
+
 def loss_falls(network: Any, batch: Batch, tag: str, threat: Threat, draws: int) -> Flag:
     """Right images on which one step along the gradient does harm early and not late, or lowers the loss.
 
@@ -299,7 +320,7 @@ def _gradient(network: Any, images: Tensor, targets: Tensor, loss: PerImage, dra
         for _ in range(draws):
             points = images.detach().clone().requires_grad_()
             logits = full(network(points))
-            total += torch.autograd.grad(loss(logits, targets).sum(), points)[0]
+            total += sloped(torch.autograd.grad(loss(logits, targets).sum(), points)[0])
     return total, correct(logits.detach(), targets).bool()
 
 
@@ -313,7 +334,7 @@ def _seen(network: Any, points: Tensor, batch: Batch, draws: int) -> tuple[Tenso
 
 def _doubled(network: Any, images: Tensor) -> Tensor | None:
     """The logits in float64, by a copy of the network; None where no such copy can be made."""
-    if not isinstance(network, nn.Module):
+    if not isinstance(network.given if isinstance(network, Foreign) else network, nn.Module):
         return None
     try:
         with torch.no_grad():

@@ -40,9 +40,14 @@ def signs(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
         above_clean,
         curve_rises,
         margin_rises,
+        numbers,
     )
-    found = [look(verdicts, plan, tag) for tag in tags(plan) for look in of_threat]
-    return (*found, box_holds(verdicts, plan), *points_refused(verdicts, plan))
+    return (
+        *(look(verdicts, plan, tag) for tag in tags(plan) for look in of_threat),
+        box_holds(verdicts, plan),
+        answers(verdicts),
+        *points_refused(verdicts, plan),
+    )
 
 
 def tags(plan: Plan) -> list[str]:
@@ -180,6 +185,31 @@ def points_refused(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
         cure = "the accuracy is too high by what they might have fooled: bring them into ball and box"
         found.append(_flag(f"{trial.name}: points refused", says, cure, float(lost.sum()), 0.0))
     return tuple(found)
+
+
+def numbers(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
+    """Gradients and points of the attacks that were not finite: they fooled nobody, and vouch for nothing."""
+    made = [
+        verdicts.columns[trial.name] for trial in plan.trials if trial.threat == tag and trial.name in verdicts.columns
+    ]
+    rows = [column.lost for column in made if column.lost is not None]
+    lost = _mean(torch.cat(rows)) if rows else 0.0
+    broken = sum(int(column.broken.sum()) for column in made if column.broken is not None)
+    says = f"{lost:.2%} of the attacks' gradients and {broken:,} of their points were not finite"
+    cure = "they went on by the others, weaker than they could be: give the network a finite slope, look at square"
+    return _flag(f"{tag}: attacks met what is not finite", says, cure, lost + broken, 0.0)
+
+
+def answers(verdicts: Verdicts) -> Flag:
+    """Images at which, clean or attacked, a network gave logits that are not finite: that counts as wrong."""
+    astray = torch.zeros(len(verdicts.sample), dtype=torch.bool)
+    for column in verdicts.columns.values():
+        astray[: len(column.margin)] |= column.margin == -torch.inf
+    share = _mean(astray.double())
+    says = f"logits are not finite on {share:.2%} of the images"
+    return _flag(
+        "answers not finite", says, "they count as wrong, though nothing was fooled: mend the network", share, 0.0
+    )
 
 
 def _more(verdicts: Verdicts, plan: Plan, tag: str, kind: str, name: str, what: str, cure: str) -> Flag:

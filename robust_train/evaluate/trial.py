@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from robust_train.attacks import chance
 from robust_train.attacks.chance import Chancy, passes
-from robust_train.attacks.standing import Standing, wide
+from robust_train.attacks.given import FAR, counted, counting, finite, wide
+from robust_train.attacks.standing import Standing
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.given import Given
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of, margin
+from robust_train.models.foreign import moded
 from robust_train.nouns import Attack, Batch
-from robust_train.read.errors import NumericsError
 
 CLEAN = "clean"
 
@@ -50,13 +51,14 @@ class Column:
     distance: Tensor  # [n] how far the point is from the image, in the threat model's norm; nan where not attacked
     steps: Tensor  # [n] the attack's steps until the image fell, or in all; -1 where not attacked or not counted
 
+    lost: Tensor | None = None  # [n] share of the attack's gradients in the image's chunk that were not finite
+    broken: Tensor | None = None  # [n] bool: the point found was not finite, and the image was judged in its place
     told: Tensor | None = None  # [n] by chance: as right, over the passes by which points were chosen; else None
     refused: Tensor | None = None  # [n] bool, of a function's points: which were no points, and count for nothing
 
     def __getitem__(self, rows: slice) -> Column:
         """The same column with some of its rows."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Column(**{name: None if tensor is None else tensor[rows] for name, tensor in own.items()})
+        return Column(**{name: None if tensor is None else tensor[rows] for name, tensor in vars(self).items()})
 
     @property
     def choosing(self) -> Tensor:
@@ -91,23 +93,28 @@ def tried(
     count = len(batch)
     labels = labels_of(batch.targets)
     common, key = key.of("choice").rows(batch.sample), key.of(trial.name).rows(batch.sample)
+    network = moded(network)
     subject = network if draws == 1 or passes(network) > 1 else Chancy(network)
     points = batch.images.clone()
     right, told = worst(before) if before else (torch.ones(count), torch.ones(count))
     rows = (told > 0).nonzero().flatten().to(batch.images.device)
     far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
-    gap = torch.full((count,), torch.nan)
+    gap, lost, broken = torch.full((count,), torch.nan), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
     refused = torch.zeros(count, dtype=torch.bool) if isinstance(trial.attack, Given) else None
     with judged(network), seeded(network, key, batch[rows]):
         if len(rows) and trial.attack is not None:
-            found = attempted(subject, trial.attack, batch.images[rows], batch.targets[rows], key[rows])
-            points[rows], steps[rows.cpu()] = found
-            if isinstance(trial.attack, Given):
-                sound, far[rows.cpu()] = _sound(trial, batch.images[rows], points[rows])
+            images, reach = batch.images[rows], trial.attack.reach()
+            with counting() as faults:
+                found, steps[rows.cpu()] = attempted(subject, trial.attack, images, batch.targets[rows], key[rows])
+            if refused is not None:
+                sound, far[rows.cpu()] = _sound(reach[0], images, found)
                 refused[rows.cpu()] = ~sound.cpu()
-                points[rows] = torch.where(wide(sound, points), points[rows], batch.images[rows])
+                points[rows] = torch.where(wide(sound, found), found, images)
             else:
-                far[rows.cpu()] = _inside(trial, batch.images[rows], points[rows])
+                points[rows], astray = counted(trial.name, reach, images, found)
+                broken[rows.cpu()] = (astray | faults.broken).cpu()
+                far[rows.cpu()] = reach[0].distance(images, points[rows]).float().cpu()
+            lost[rows.cpu()] = faults.share
         if len(rows):
             seen = [_logits(network, points[rows]) for _ in range(draws)]
             share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
@@ -119,7 +126,8 @@ def tried(
                 right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
                 told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
             gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    return Column(right, gap, far, steps, told if draws > 1 else None, refused), points
+    seen = (None, None) if trial.attack is None else (lost, broken)
+    return Column(right, gap, far, steps, *seen, told if draws > 1 else None, refused), points
 
 
 def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -136,36 +144,13 @@ def _logits(network: Any, images: Tensor) -> Tensor:
         return full(network(images))
 
 
-def _inside(trial: Trial, images: Tensor, points: Tensor) -> Tensor:
-    """[n] distances. Raises NumericsError for a point that the threat model does not allow."""
-    attack = trial.attack
-    assert attack is not None
-    threat: Any = attack.reach()[0]
-    far = threat.distance(images, points).float().cpu()
-    most = _most(threat)
-    if bool((far > most).any()) or float(points.amin()) < 0 or float(points.amax()) > 1:
-        raise NumericsError(
-            f"{trial.name}: a point lies {float(far.max()):.6g} from its image, its pixels from "
-            f"{float(points.amin()):.4g} to {float(points.amax()):.4g}; allowed are {threat.eps:.6g}, and pixels in "
-            "[0, 1]. The attack is wrong, and none of its verdicts can be used."
-        )
-    return far
-
-
-def _sound(trial: Trial, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def _sound(threat: Any, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """([n] whether each point is finite, in [0, 1] and in the ball, [n] distances, nan where it is not finite)."""
-    assert trial.attack is not None
-    threat: Any = trial.attack.threat
-    finite = points.flatten(1).isfinite().all(1)
-    clean = torch.where(wide(finite, points), points, images)
+    real = finite(points)
+    clean = torch.where(wide(real, points), points, images)
     far = threat.distance(images, clean).float()
     boxed = ((clean >= 0) & (clean <= 1)).flatten(1).all(1)
-    return finite & boxed & (far <= _most(threat)), far.masked_fill(~finite, torch.nan).cpu()
-
-
-def _most(threat: Any) -> float:
-    """The distance up to which a point lies in a threat model, rounding allowed for."""
-    return threat.eps * (1 + 1e-5) + 1e-7
+    return real & boxed & (far <= threat.eps * (1 + FAR[0]) + FAR[1]), far.masked_fill(~real, torch.nan).cpu()
 
 
 @contextmanager
@@ -176,8 +161,6 @@ def seeded(network: Any, key: Key, batch: Batch) -> Iterator[None]:
     """
     devices = [batch.images.device] if batch.images.is_cuda else []
     first = int(batch.sample[0]) if len(batch) else 0
-    noise = getattr(network, "noise", None)
-    own = nullcontext() if noise is None else noise(key.of("network").rows(batch.sample))
-    with own, torch.random.fork_rng(devices):
+    with moded(network).noise(key.of("network").rows(batch.sample)), torch.random.fork_rng(devices):
         torch.manual_seed(key.of("network").at(first).seed & (2**63 - 1))
         yield

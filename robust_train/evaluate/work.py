@@ -20,6 +20,8 @@ from robust_train.evaluate.columns import Columns, joined
 from robust_train.evaluate.store import PICTURE, WHOLE, At, Job, Store, is_rows
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
+from robust_train.models.foreign import moded
+from robust_train.models.network import Moded
 from robust_train.nouns import Batch, Dataset, Evaluator, Piece, Place, Tensors
 from robust_train.read.errors import ConfigError
 
@@ -62,7 +64,7 @@ def evaluate(
     Whole pieces, and those that depend on what others found, come in rounds. Raises ConfigError where there are no
     images.
     """
-    store = Store() if store is None else store
+    store, networks = Store() if store is None else store, Held(networks)
     store.begin(evaluator, data, seed)
     if not store.total(""):
         raise ConfigError("there are no images to judge: name validation shards (tools.eval: --data)")
@@ -86,6 +88,22 @@ def evaluate(
             tell(piece.name, store.share, store.standing)
 
 
+class Held(Mapping[str, Moded]):
+    """Networks as evaluators see them, each fetched when it is asked for: those that are not ours are `Foreign`."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = given
+
+    def __getitem__(self, name: str) -> Moded:
+        return moded(self.given[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.given)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+
 def work(
     networks: Mapping[str, Any],
     data: Dataset,
@@ -107,7 +125,7 @@ def work(
         own = next((p.data for p in task.pieces.values() if p.on == on and p.data is not None), data)
         reading = chunks(own, sorted(known), task.evaluator.chunk, task.totals[on], task.evaluator.images, device)
         for number, raw in reading:
-            for name, tensors in judged(networks, raw.to(device), task, known[number]):
+            for name, tensors in judged(Held(networks), raw.to(device), task, known[number]):
                 yield (number, name), tensors
 
 

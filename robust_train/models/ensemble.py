@@ -63,6 +63,10 @@ class Ensemble(Moded):
         return [f"members.{index}.{name}" for index, member in enumerate(self.each) for name in member.noisy]
 
     @property
+    def by_chance(self) -> bool:
+        return any(member.by_chance for member in self.each)
+
+    @property
     def precision(self) -> Precision:
         """Of the members' forwards."""
         return self.each[0].precision

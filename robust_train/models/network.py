@@ -26,6 +26,11 @@ Swap = Callable[[Tensor], Tensor]
 class Moded(nn.Module):
     """A network, or several as one, whose forwards have a mode. The words for it, each for a while."""
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether forwards of the same images differ as things stand: noise that is neither off nor fixed."""
+        return False
+
     @abstractmethod
     def mode(self, training: bool | None = None, **changes: Unpack[Changes]) -> AbstractContextManager[None]:
         """Forwards in another mode for a while; all is as it was afterwards, also after an error.
@@ -167,6 +172,10 @@ class Network(Moded):
                 yield
         finally:
             self._attacked = before
+
+    @property
+    def by_chance(self) -> bool:
+        return bool(self.noisy) and self.now.noisy == "drawn"
 
     @property
     def now(self) -> Mode:

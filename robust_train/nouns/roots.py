@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -87,11 +89,33 @@ class Raising(Goal):
         return score
 
 
+ENTRIES = ("__call__", "search", "nearest")  # of an attack
+
+
+def _through_the_door(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def entry(attack: Attack, *given: Any, **named: Any) -> Any:
+        # by name: this floor knows nothing of attacks
+        return import_module("robust_train.attacks.given").entered(method, attack, *given, **named)
+
+    return entry
+
+
 class Attack(Noun, ABC):
     """A search in a threat model for what fools a network. Network parameters, modes and gradients stay untouched."""
 
     threat: Threat
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        """Its public methods go through `robust_train.attacks.given`, which looks at what the caller gives."""
+        super().__init_subclass__(**named)
+        for name in ENTRIES:
+            method = vars(cls).get(name)
+            if method is not None and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, _through_the_door(method))
+
     sets_aside: bool = False  # whether images that have fallen cost no more: then `cost` is the most that a call costs
+    a_stranger_s: bool = False  # whether its points may be anything, and are judged one by one by who asked for them
     by_row: bool = True  # whether an image's point is the same in any batch where the network draws noise of its own
     usual_steps: ClassVar[int] = 50  # where the literature judges by it; queries where it has such
     usual_way: ClassVar[float] = 2.5  # the lengths of these steps together, in radii

@@ -59,7 +59,7 @@ class AWP(Objective):
             ) from error
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
-        plain = getattr(network, "plain", network)
+        plain = network
         refuse_cut(plain)
         if number(self.gamma) == 0:
             return self.objective(network, batch, key, state)

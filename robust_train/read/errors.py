@@ -4,6 +4,7 @@
     ├── ConfigError         the run as it is written: a key, a type, a range, a name
     ├── DataError           shards, samples, labels, manifests
     ├── NumericsError       a loss or a gradient that is not finite
+    ├── InputError          (a ConfigError) tensors or a network that no attack or evaluation can take
     └── CheckpointError     a checkpoint that is damaged, half-written or another run's
 
 Bad input raises one of these, and `main_guard` catches it once. Anything else is a bug and keeps its traceback.
@@ -43,6 +44,10 @@ class NumericsError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint is damaged, incomplete or belongs to something else."""
+
+
+class InputError(ConfigError, ValueError):
+    """Images, labels, logits or a network that an attack or an evaluation was given are not what it takes."""
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

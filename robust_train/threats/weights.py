@@ -44,16 +44,15 @@ class Weights:
 
         Raises ConfigError where this process does not hold whole weights (ZeRO-3).
         """
-        plain = getattr(network, "plain", network)  # an engine's wrapper would reduce gradients of the direction
-        refuse_cut(plain)
+        refuse_cut(network)
         key = key if key.row is not None else key.rows(torch.arange(len(images)))
         logits = []
         for first in range(0, len(images), self.group):
             rows = slice(first, first + self.group)
-            with plain.drops(key[rows]):
-                v = self.direction(plain, images[rows], targets[rows], loss)
-                weights = dict(plain.named_parameters())
-                logits.append(moved(plain, {name: weights[name] + v[name] for name in v})(images[rows]))
+            with network.drops(key[rows]):
+                v = self.direction(network, images[rows], targets[rows], loss)
+                weights = dict(network.named_parameters())
+                logits.append(moved(network, {name: weights[name] + v[name] for name in v})(images[rows]))
         return torch.cat(logits)
 
     def direction(

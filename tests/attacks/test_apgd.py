@@ -18,7 +18,7 @@ from robust_train.attacks.apgd import APGD, _checked, _seen, _start, _Walk, chec
 from robust_train.attacks.standing import Standing, rung
 from robust_train.keyed import Key
 from robust_train.losses import correct, cross_entropy, dlr, margin, targeted_dlr
-from robust_train.models.network import Network
+from robust_train.models.network import Moded, Network
 from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
@@ -302,12 +302,12 @@ def test_too_few_classes_are_named() -> None:
 def test_what_reduced_precision_takes_for_fooled_does_not_count_and_is_attacked_on() -> None:
     """A network that in bfloat16 is wrong everywhere: only fresh float32 forwards set images aside."""
 
-    class Rough(ManyClasses):
+    class Rough(ManyClasses, Moded):
         precision = "bf16"
 
         @contextmanager
-        def mode(self, precision: str) -> Iterator[None]:
-            before, self.precision = self.precision, precision
+        def mode(self, training=None, **changes) -> Iterator[None]:
+            before, self.precision = self.precision, changes.get("precision", self.precision)
             yield
             self.precision = before
 

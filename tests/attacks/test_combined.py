@@ -38,6 +38,7 @@ class Fixed(Attack):
     """Gives images whose pixels are a known number each."""
 
     pixels: tuple[float, ...]
+    threat = Linf(1.0)
 
     def __call__(self, network, images, targets, key, goal=None):
         return images.new_tensor(self.pixels).view(-1, 1).expand_as(images)

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from robust_train.attacks.hopskipjump import HopSkipJump, outward
 from robust_train.keyed import Key
+from robust_train.losses import cross_entropy
+from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -120,5 +122,6 @@ def test_other_threat_models_and_senseless_numbers_are_refused():
         HopSkipJump(L1(1.0))
     with pytest.raises(ValueError, match="first=1 must be at least 2"):
         HopSkipJump(L2(1.0), first=1)
+    images, goal = torch.zeros(1, 3, 6, 6), Raising(cross_entropy)
     with pytest.raises(ValueError, match="raises no goal"):
-        HopSkipJump(L2(1.0), 1)(None, torch.zeros(1, 3, 6, 6), torch.zeros(1).long(), KEY[:1], lambda z, y: z[:, 0])
+        HopSkipJump(L2(1.0), 1)(lambda images: images.flatten(1), images, torch.zeros(1).long(), KEY[:1], goal)

@@ -69,7 +69,8 @@ def test_where_the_gradient_is_constant_the_momentum_changes_nothing() -> None:
         return logits[:, 0]
 
     def network(images: Tensor) -> Tensor:
-        return (images.flatten(1) @ weights)[:, None]
+        score = images.flatten(1) @ weights
+        return torch.stack([score] + 3 * [torch.zeros_like(score)], 1)
 
     found = MIFGSM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, Raising(linear))
     assert torch.equal(found, BIM(Linf(0.1), 7, 0.01)(network, images, labels, KEY, Raising(linear)))

@@ -49,7 +49,7 @@ def test_a_point_inside_the_ball_is_given_to_the_bit(threat):
     torch.manual_seed(4)
     images, points = 0.01 * torch.rand(5, 1, 8, 8), 0.25 * torch.rand(5, 1, 8, 8)
     assert not torch.equal(images + (points - images), points)  # else this shows nothing
-    given = Given(threat, points)(None, images, torch.zeros(5), KEY)
+    given = Given(threat, points)(lambda images: images.flatten(1), images, torch.zeros(5).long(), KEY)
     assert torch.equal(given, points)
 
 

@@ -11,12 +11,15 @@ from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.models.small_cnn import SmallCNN
 from robust_train.nouns import Attack, Place
+from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
 
 
 @dataclass(frozen=True)
 class Mirror(Attack):
     """Turns every image into its negative, which the linear classifier puts on the other side."""
+
+    threat = Linf(1.0)
 
     def __call__(self, network, images, targets, key, goal=None):
         return 1 - images

@@ -44,7 +44,7 @@ def test_an_honest_network_raises_none_and_every_flag_is_looked_for():
     report = judged(ManyClasses(), evaluation=replace(QUICK, threats=threats, steps=12, curve=2))
     assert raised(report) == set()
     assert all(flag.raised is False for flag in report.flags)
-    assert len({flag.name for flag in report.flags}) == len(report.flags) == 6 + 3 * 2 + 3 * 8 + 1
+    assert len({flag.name for flag in report.flags}) == len(report.flags) == 6 + 3 * 3 + 3 * 9 + 2
 
 
 @pytest.mark.parametrize(
