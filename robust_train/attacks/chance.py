@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Unpack
 
 import torch
@@ -36,9 +37,11 @@ class Chancy(Moded):
         """That of the network."""
         return self.given.mode(training, **changes)
 
-    def attacked(self, norm: Norms, key: Key | None = None) -> AbstractContextManager[None]:
+    @contextmanager
+    def attacked(self, norm: Norms, key: Key | None = None) -> Iterator[None]:
         """As the network is."""
-        return self.given.attacked(norm, key)
+        with self.given.attacked(norm, key):
+            yield
 
 
 def passes(network: Any) -> int:

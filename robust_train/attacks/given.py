@@ -137,14 +137,14 @@ def counted(name: str, threats: Sequence[Threat], images: Tensor, points: Any) -
     most = [number(threat.eps) for threat in threats]  # type: ignore[attr-defined]
     beyond = torch.stack([one - eps * (1 + FAR[0]) - FAR[1] for one, eps in zip(far, most, strict=True)]).amin(0)
     worst = beyond.argmax()
-    told = torch.stack([beyond[worst], points.amin(), points.amax(), *(one[worst] for one in far)]).tolist()
-    if told[0] > 0 or told[1] < 0 or told[2] > 1:
+    seen = torch.stack([beyond[worst], points.amin(), points.amax(), *(one[worst] for one in far)]).tolist()
+    if seen[0] > 0 or seen[1] < 0 or seen[2] > 1:
         lies = " and ".join(
             f"{one:.6g} ({threat.use}, where {eps:.6g} is allowed)"
-            for one, threat, eps in zip(told[3:], threats, most, strict=True)
+            for one, threat, eps in zip(seen[3:], threats, most, strict=True)
         )
         raise NumericsError(
-            f"{name}: a point lies {lies} from its image, its pixels from {told[1]:.4g} to {told[2]:.4g} where [0, 1] "
+            f"{name}: a point lies {lies} from its image, its pixels from {seen[1]:.4g} to {seen[2]:.4g} where [0, 1] "
             "is allowed. The attack is wrong, and none of its verdicts can be used."
         )
     return points, broken

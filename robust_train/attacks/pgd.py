@@ -12,7 +12,8 @@ from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key, integers, normal
 from robust_train.losses import cross_entropy
-from robust_train.models.network import Moded
+from robust_train.models.ensemble import Ensemble
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, Goal, Raising, Threat, number
 from robust_train.read.registry import Number, attacks
 
@@ -123,7 +124,7 @@ class Best:
 
 def _classes(network: Any, images: Tensor) -> int:
     """The number of classes: the network's own word, or that of one image's logits."""
-    if isinstance(network, Moded) and hasattr(network, "classes"):
+    if isinstance(network, (Network, Ensemble)):
         return network.classes
     with torch.no_grad():
         return network(images[:1]).shape[1]

@@ -26,7 +26,8 @@ from robust_train.evaluate.verdicts import Plan, Verdicts, pictured
 from robust_train.evaluate.work import Tell, evaluate, silent
 from robust_train.keyed import Key
 from robust_train.losses import labels_of
-from robust_train.models.network import Moded
+from robust_train.models.ensemble import Ensemble
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch, Dataset, Evaluator, Piece, Tensors, Threat, number
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import tree_of
@@ -125,7 +126,7 @@ class Robustness(Evaluator):
     def pieces(self, networks: Mapping[str, Any], data: Dataset, found: Columns) -> tuple[Piece, ...]:
         """A look at the network; then, as that says whether it answers at random, every trial."""
         (network,) = networks.values()
-        classes = network.classes if isinstance(network, Moded) and hasattr(network, "classes") else data.classes
+        classes: int = network.classes if isinstance(network, (Network, Ensemble)) else data.classes
         look, looks = Look(classes, tuple(self.tagged), self._kind), []
         for chunk in range(-(-(self.images or data.validation_size()) // self.chunk)):  # the first with a sound image
             name = f"{LOOKED}/{chunk}" if chunk else LOOKED

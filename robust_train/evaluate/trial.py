@@ -58,7 +58,8 @@ class Column:
 
     def __getitem__(self, rows: slice) -> Column:
         """The same column with some of its rows."""
-        return Column(**{name: None if tensor is None else tensor[rows] for name, tensor in vars(self).items()})
+        own: Any = {name: None if tensor is None else tensor[rows] for name, tensor in vars(self).items()}
+        return Column(**own)
 
     @property
     def choosing(self) -> Tensor:
@@ -126,8 +127,8 @@ def tried(
                 right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
                 told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
             gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    seen = (None, None) if trial.attack is None else (lost, broken)
-    return Column(right, gap, far, steps, *seen, told if draws > 1 else None, refused), points
+    met = {} if trial.attack is None else {"lost": lost, "broken": broken}
+    return Column(right, gap, far, steps, told=told if draws > 1 else None, refused=refused, **met), points
 
 
 def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:

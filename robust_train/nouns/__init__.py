@@ -3,23 +3,18 @@
 Nothing of ours is imported here; everything else imports this.
 """
 
+from robust_train.nouns.fooling import Attack, Goal, PerImage, Raising, Score, Threat
 from robust_train.nouns.learning import Loss, Part, State
 from robust_train.nouns.roots import (
-    Attack,
     Augmentation,
     Dataset,
     Edit,
     Evaluator,
-    Goal,
     Mixing,
     Model,
     Objective,
-    PerImage,
     Piece,
-    Raising,
-    Score,
     Tensors,
-    Threat,
     Transform,
     Weighting,
 )

@@ -179,7 +179,7 @@ def test_arrays_and_data_sets_are_judged_alike(small_run):
         ({"labels": DATA.targets[:9]}, "203 images and 9 labels"),
         ({"labels": None}, "give images and labels, or data"),
         ({"module": lambda images: (NET(images),)}, "gives a tuple of 1 where logits are wanted"),
-        ({"module": lambda images: NET(images)[:, :1]}, r"by a tensor \[2, 1\]"),
+        ({"module": lambda images: NET(images)[:, :1]}, r"gives a tensor \[2, 1\]"),
         ({"threats": None}, "needs a threat model: say threats="),
         ({"threats": "linf"}, "says no radius"),
         ({"threats": {"linf": "eight"}}, "write a number, such as 8/255"),
