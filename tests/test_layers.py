@@ -69,7 +69,7 @@ WITHIN = {  # and within its row only these
     "read": {"nouns", "disk"},
     "checkpoint": {"nouns", "read", "disk"},
     "disk": set(),
-    "sealed": set(),
+    "sealed": {"disk"},
     "fingerprint": {"disk"},
     "settings": {"nouns", "read"},
     "losses": set(),

@@ -309,10 +309,16 @@ def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
 
 def resumed(store: Store) -> list[str]:
     """What there is to say of what an earlier start had made."""
-    if not store.resumed:
-        return []
-    print(f"going on: {store.resumed} pieces were found in {store.folder}", file=sys.stderr)
-    return [f"{store.resumed} pieces were made by an earlier start: the seconds are of this one"]
+    notes = []
+    if store.healed:
+        names = ", ".join(path.name for path in store.healed[:4]) + ", ..." * (len(store.healed) > 4)
+        notes.append(f"{len(store.healed)} kept files were damaged or cut off ({names}): what was lost was made again")
+    if store.resumed:
+        print(f"going on: {store.resumed} pieces were found in {store.folder}", file=sys.stderr)
+        notes.append(f"{store.resumed} pieces were made by an earlier start: the seconds are of this one")
+    if store.moved:
+        notes.append(f"{store.moved} of these were made in chunks of another size: rounding may differ")
+    return notes
 
 
 def said(subject: Subject, evaluation: Robustness, plan: Plan) -> list[str]:

@@ -43,6 +43,8 @@ class UAP(Attack):
     overshoot: float = 0.02  # of DeepFool
     group: int = 128  # consecutive images that share a perturbation, where it is called as an attack
 
+    by_row = False  # the images of a group have one perturbation
+
     sets_aside = True
     examples = """
     - {threat: {use: linf, eps: 0.1}, passes: 1, steps: 2, group: 4}

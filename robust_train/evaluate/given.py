@@ -77,6 +77,8 @@ class Given(Attack):
     a_stranger_s = True
     code: str = ""  # fingerprint of the function, where verdicts are kept
 
+    by_row = False  # it sees some images at a time
+
     @classmethod
     def of(cls, call: Fooling, threat: Threat, code: str = "") -> Given:
         """The attack of a function, called by its own name."""

@@ -144,7 +144,8 @@ class Robustness(Evaluator):
         tally = CLEAN if trial.role == "clean" else trial.threat if last else ""
         holds = holds if trial.role in ("clean", "attack") else ()
         own = {"needs": trial.after, "images": trial.images, "holds": holds, "cost": trial.cost(), "tally": tally}
-        return Piece(trial.name, Tried(trial, plan.draws), **own)  # type: ignore[arg-type]
+        by_row = plan.draws == 1 and trial.by_row  # a network with draws of its own is seeded by its chunk
+        return Piece(trial.name, Tried(trial, plan.draws), by_row=by_row, **own)  # type: ignore[arg-type]
 
     def judge(
         self, networks: Mapping[str, Any], batch: Batch, piece: Piece, before: Mapping[str, Tensors], key: Key

@@ -1,15 +1,17 @@
 """The store: all pieces of an evaluation that are there, in memory and in a folder that a kill cannot break.
 
-    folder/KEY/header.json            what KEY is of: the images' fingerprint, chunk, seed, versions, source files
-    folder/KEY/00012.safetensors      every piece of chunk 12, by NAME@DIGEST.COUNT/TENSOR
-    folder/KEY/whole.safetensors      pieces that are of no chunk
-    folder/KEY/00012-NAME@...         what is large ("apart/")
+    folder/KEY/header.json            what KEY is of: the images' fingerprint, seed, versions, source files
+    folder/KEY/256-00012.pieces       every piece of chunk 12 of 256 images, each added as it is made: NAME@DIGEST.COUNT
+    folder/KEY/256-whole.pieces       pieces that are of no chunk
+    folder/KEY/256-00012-NAME@...     what is large ("apart/")
     folder/KEY/pictures/NAME@...      few images worth a look ("picture/")
 
 DIGEST is of the piece: its networks' weights, its evaluator's and its own fields, and the same of all that it needs.
 COUNT is how many images of the chunk it is made on, and how many all that it needs is, where these differ. So an
-evaluation takes what it has in common with earlier ones, and nothing that anything it rests on has changed since. Files
-are whole or absent; one that is damaged is made again.
+evaluation takes what it has in common with earlier ones, and nothing that anything it rests on has changed since. What
+is damaged is made again. Of pieces whose rows are each a function of one image (`Piece.by_row`) also those count that
+were made in chunks of another size: after an out-of-memory a smaller `chunk` goes on, to the same verdicts but for
+rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import PIL
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor
 
 from robust_train import fingerprint
-from robust_train.disk import alone, write_bytes, write_text
+from robust_train.disk import write_bytes, write_text
 from robust_train.evaluate.report import versions
 from robust_train.nouns import Dataset, Evaluator, Piece, Shape, Tensors
-from robust_train.sealed import loaded, sealed
+from robust_train.sealed import Lots, loaded, sealed
 
 At = tuple[int, str]
 """A chunk's number and a piece's name."""
@@ -62,12 +63,14 @@ class Store:
         self._maker = fingerprint.tree(evaluator) if self.folder is not None else None
         self.pieces: dict[str, Piece] = {}
         self.resumed = 0  # pieces that an earlier evaluation had made
+        self.moved = 0  # of these, those that were made in chunks of another size
         self._held: dict[At, dict[str, Tensor]] = {}
         self._pictures: dict[str, dict[str, Tensor]] = {}
         self._totals: dict[str, int] = {}
         self._digests: dict[str, str] = {}
         self._homes: dict[str, Path] = {}
-        self._files: dict[Path, dict[str, Tensor]] = {}  # as they were when they were first asked for
+        self._chunks: dict[str, list[int]] = {}
+        self._lots: dict[Path, Lots] = {}
         self._sums: dict[str, list[float]] = {}
         self._owed = self._paid = 0.0
 
@@ -77,7 +80,9 @@ class Store:
         Raises ValueError for two pieces of one name, for one set of images under two, and for needs that come later.
         """
         for piece in pieces:
-            if piece.data is not None and not _alike(self._sets.setdefault(piece.on, piece.data), piece.data):
+            if piece.data is not None and not fingerprint.alike(
+                self._sets.setdefault(piece.on, piece.data), piece.data
+            ):
                 raise ValueError(
                     f"piece {piece.name} has other images on {piece.on!r} than those before it: name another"
                 )
@@ -203,11 +208,12 @@ class Store:
             write_bytes(path, sealed(self._pictures[name]))
         if large:
             write_bytes(self._apart_file(number, piece), sealed(large))
-        tag, path = self._tag(number, piece), self._file(number, piece)
-        with alone(path.parent / ".lock"):  # another evaluation of the same images may be at work beside this one
-            there = (loaded(path) or {}) if path.is_file() else {}
-            there |= {f"{tag}/{key}": tensor for key, tensor in (small or {"": torch.zeros(0)}).items()}
-            write_bytes(path, sealed(there))
+        self._at(self._file(number, piece)).add(self._tag(number, piece), small)
+
+    @property
+    def healed(self) -> list[Path]:
+        """Files of which something was damaged or cut off, which is made again."""
+        return [path for path, lots in self._lots.items() if not lots.whole]
 
     # -- how far it is ----------------------------------------------------------------------------
 
@@ -242,7 +248,6 @@ class Store:
         if on not in self._homes:
             header = {
                 "data": fingerprint.tree(self._sets[on]),
-                "chunk": self.evaluator.chunk,
                 "images": self.total(on) if getattr(self._sets[on], "spread", False) else None,
                 "seed": self.seed,
                 "source": fingerprint.source(),
@@ -283,11 +288,16 @@ class Store:
             asked += [(number, need) for need in one.needs]
         return found
 
-    def _file(self, number: int, piece: Piece) -> Path:
-        return self.home(piece.on) / ("whole.safetensors" if number == WHOLE else f"{number:05d}.safetensors")
+    def _file(self, number: int, piece: Piece, chunk: int | None = None) -> Path:
+        named = "whole" if number == WHOLE else f"{number:05d}"
+        return self.home(piece.on) / f"{chunk or self.evaluator.chunk}-{named}.pieces"
+
+    def _at(self, path: Path) -> Lots:
+        return self._lots.setdefault(path, Lots(path))
 
     def _apart_file(self, number: int, piece: Piece) -> Path:
-        return self.home(piece.on) / f"{max(number, 0):05d}-{self._tag(number, piece).replace('/', '_')}.safetensors"
+        tag = self._tag(number, piece).replace("/", "_")
+        return self.home(piece.on) / f"{self.evaluator.chunk}-{max(number, 0):05d}-{tag}.safetensors"
 
     def _picture_file(self, piece: Piece) -> Path | None:
         if self.folder is None:
@@ -307,16 +317,53 @@ class Store:
         """A piece that an earlier evaluation left; None where there is none."""
         if self.folder is None:
             return None
-        path, tag = self._file(number, piece), self._tag(number, piece) + "/"
-        if path not in self._files:
-            self._files[path] = (loaded(path) or {}) if path.is_file() else {}
-        found = {key.removeprefix(tag): t for key, t in self._files[path].items() if key.startswith(tag)}
-        if not found:
+        found = self._at(self._file(number, piece)).held.get(self._tag(number, piece))
+        if found is None and (found := self._elsewhere(number, piece)) is not None:
+            self.moved += not is_rows(piece)
+        if found is None:
             return None
-        found.pop("", None)
         apart = [name for name in piece.holds if name.startswith(APART)]
         lacks = [name for name in piece.holds if name not in found and name not in apart]
         return None if lacks or (apart and not self._apart_file(number, piece).is_file()) else found
+
+    def _elsewhere(self, number: int, piece: Piece) -> dict[str, Tensor] | None:
+        """A piece put together from rows that were made in chunks of another size; None where some are not there."""
+        if not self._by_row(piece):
+            return None
+        first = number * self.evaluator.chunk
+        end = first + self.count(number, piece)
+        for chunk in self._sizes(piece.on):
+            every = [self._rows_in(piece, n, chunk, first, end) for n in range(first // chunk, -(-end // chunk))]
+            there = [one for one in every if one is not None]
+            if len(there) == len(every):
+                sound = [one for one in there if one]
+                return {key: torch.cat([one[key] for one in sound]) for key in sound[0]} if sound else {}
+        return None
+
+    def _rows_in(self, piece: Piece, number: int, chunk: int, first: int, end: int) -> dict[str, Tensor] | None:
+        """The rows from `first` to `end` of a piece in one chunk of another size; {} where none of these is sound."""
+        lots, needed = self._at(self._file(number, piece, chunk)), min(end, (number + 1) * chunk) - number * chunk
+        each = (piece, self.pieces[rows_of(piece.on)])
+        found, rows = (lots.most(f"{one.name}@{self._digest(one)}", needed) for one in each)
+        if not found or not rows:
+            return None if found is None or rows is None else {}
+        at = rows["position"]
+        mine = ((at >= first) & (at < end)).nonzero().flatten()
+        if any(len(tensor) <= int(mine.max()) for tensor in found.values() if len(mine)):
+            return None
+        return {name: tensor[mine] for name, tensor in found.items()} if len(mine) else {}
+
+    def _by_row(self, piece: Piece) -> bool:
+        """Whether each of its rows is a function of one image and the networks alone, and so of all that it needs."""
+        each = (self.pieces[name] for name in piece.needs)
+        return is_rows(piece) or (piece.by_row and not piece.whole and all(self._by_row(one) for one in each))
+
+    def _sizes(self, on: str) -> list[int]:
+        """The other sizes of chunks that there is something of, largest first."""
+        if on not in self._chunks:
+            names = (path.name.partition("-")[0] for path in self.home(on).glob("*-*.pieces"))
+            self._chunks[on] = sorted({int(name) for name in names} - {self.evaluator.chunk}, reverse=True)
+        return self._chunks[on]
 
 
 def rows_of(on: str) -> str:
@@ -331,23 +378,10 @@ def is_rows(piece: Piece) -> bool:
 
 def _same(one: Piece, other: Piece) -> bool:
     """Whether two pieces of one name are made alike, of the same."""
-    plain = ("needs", "networks", "on", "images", "whole", "kept")
+    plain = ("needs", "networks", "on", "images", "whole", "kept", "by_row")
     return all(getattr(one, name) == getattr(other, name) for name in plain) and (
-        _alike(one.what, other.what) and _alike(one.data, other.data)
+        fingerprint.alike(one.what, other.what) and fingerprint.alike(one.data, other.data)
     )
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are equal, or have one fingerprint."""
-    try:
-        if one is other or bool(one == other):
-            return True
-    except (RuntimeError, ValueError):  # tensors or arrays in them
-        pass
-    try:
-        return type(one) is type(other) and fingerprint.digest(one) == fingerprint.digest(other)
-    except TypeError:  # has none
-        return False
 
 
 def _first(known: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:

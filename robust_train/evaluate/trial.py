@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,9 +37,27 @@ class Trial:
 
     harmless: ClassVar[tuple[str, ...]] = ("images",)  # which images there are stands with each chunk
 
+    @property
+    def by_row(self) -> bool:
+        """Whether no image's point depends on the others of its chunk, whatever the attack is made of."""
+        return all(attack.by_row for attack in _within(self.attack))
+
     def cost(self) -> float:
         """Forward passes for an image that is attacked to the end."""
         return 1.0 if self.attack is None else self.attack.cost() + 1
+
+
+def _within(value: Any) -> Iterator[Attack]:
+    """An attack and those that it is made of."""
+    if isinstance(value, Attack):
+        yield value
+    each = value if isinstance(value, (tuple, list)) else [getattr(value, f.name) for f in _fields(value)]
+    for one in each:
+        yield from _within(one)
+
+
+def _fields(value: Any) -> tuple[Any, ...]:
+    return fields(value) if is_dataclass(value) and not isinstance(value, type) else ()
 
 
 @dataclass(frozen=True)

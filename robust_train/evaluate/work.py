@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robust_train.evaluate.ahead import Ahead, asked, beforehand, first
@@ -156,7 +157,8 @@ def judged(
             device = str(batch.images.device)
             found = {what: lean.to(device) for what, lean in ahead.take(job.on, job.number, name).items()}
         elif len(rows) and is_rows(piece):
-            found = {"sample": rows.sample, "labels": labels_of(rows.targets)}
+            at = rows.position.to(torch.int32)
+            found = {"sample": rows.sample, "labels": labels_of(rows.targets), "position": at}
         elif len(rows):
             before = {other: made[other] for other in piece.needs}
             found = task.evaluator.judge(networks, rows, piece, before, key)

@@ -114,7 +114,7 @@ class Attack(Noun, ABC):
 
     sets_aside: bool = False  # whether images that have fallen cost no more: then `cost` is the most that a call costs
     a_stranger_s: bool = False  # whether its points may be anything, and are judged one by one by who asked for them
-    by_row: bool = True  # whether an image's point is the same in any batch where the network draws noise of its own
+    by_row: bool = True  # whether an image's point is the same in any batch, also where the network draws its own noise
     usual_steps: ClassVar[int] = 50  # where the literature judges by it; queries where it has such
     usual_way: ClassVar[float] = 2.5  # the lengths of these steps together, in radii
 

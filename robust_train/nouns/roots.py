@@ -220,10 +220,11 @@ class Piece:
     whole: bool = False  # made once, of no images, from all that was found on what it needs: a fit over all chunks
     kept: bool = True  # False: made anew where a piece that needs it is made, such as images that several look at
     holds: tuple[str, ...] = ()  # tensors without which one that was kept by another evaluation is not taken
+    by_row: bool = False  # whether each row is a function of its image, the networks and rounding: in any chunk
     cost: float = 1.0  # forward passes an image, for the progress
     tally: str = ""  # under which name its "right" is summed while the work is done
 
-    harmless: ClassVar[tuple[str, ...]] = ("images", "kept", "holds", "cost", "tally")
+    harmless: ClassVar[tuple[str, ...]] = ("images", "kept", "holds", "by_row", "cost", "tally")
 
 
 Tensors = Mapping[str, Tensor]

@@ -279,7 +279,7 @@ def test_other_weights_and_another_mean_are_other_verdicts(runs, data, tmp_path)
 def test_a_damaged_file_is_made_again(runs, data, tmp_path, forwards):
     entries = Panel((Entry("a", (runs["a"],)),))
     whole = judged_panel(entries, data, COURSE, tmp_path)
-    path = next(tmp_path.rglob("00001.safetensors"))
+    path = next(tmp_path.rglob("*-00001.pieces"))
     path.write_bytes(path.read_bytes()[:20])
     forwards.clear()
     assert judged_panel(entries, data, COURSE, tmp_path) == whole

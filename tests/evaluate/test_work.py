@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from robust_train import sealed
 from robust_train.attacks.apgd import APGD
+from robust_train.attacks.combine import Restarts, WorstOf
 from robust_train.attacks.pgd import PGD
+from robust_train.attacks.universal import UAP
 from robust_train.evaluate.columns import Columns
+from robust_train.evaluate.given import Given
 from robust_train.evaluate.robustness import Robustness, Tried
 from robust_train.evaluate.store import Store
 from robust_train.evaluate.trial import CLEAN, Trial, tried
@@ -20,6 +24,9 @@ from robust_train.evaluate.verdicts import pictured
 from robust_train.evaluate.work import Task, evaluate, work
 from robust_train.keyed import Key
 from robust_train.nouns import Batch, Evaluator, Piece, Place
+from robust_train.sealed import Lots
+from robust_train.threats.l1 import L1
+from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
 
@@ -154,7 +161,7 @@ def test_nothing_is_decoded_again_when_all_is_there_and_of_what_lacks_only_its_c
     found(store=Store(tmp_path, PRINTS))
     assert read == []
     for number in (1, 4):
-        (store.home() / f"{number:05d}.safetensors").unlink()
+        (store.home() / f"40-{number:05d}.pieces").unlink()
     found(store=Store(tmp_path, PRINTS))
     assert read == [1, 4]
 
@@ -187,11 +194,15 @@ def test_another_plan_takes_what_it_has_in_common(tmp_path: Path) -> None:
     assert resumed(PLAN) == PIECES, "nothing took another's place"
 
 
-@pytest.mark.parametrize("at", [None, 9, -20], ids=["cut", "a byte of the header", "a byte of the numbers"])
-def test_a_damaged_file_is_made_again(at: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("at", "lost"),
+    [(None, 3), (17, 0), (-20, 1)],
+    ids=["cut", "a byte of the first piece, which says the images", "a byte of the last"],
+)
+def test_what_was_damaged_in_a_file_is_made_again_and_said(at: int | None, lost: int, tmp_path: Path) -> None:
     store = Store(tmp_path, PRINTS)
-    found(store=store)
-    broken = store.home() / "00002.safetensors"
+    whole = found(store=store)
+    broken = store.home() / "40-00002.pieces"
     content = bytearray(broken.read_bytes())
     if at is None:
         content = content[:50]
@@ -199,18 +210,178 @@ def test_a_damaged_file_is_made_again(at: int | None, tmp_path: Path) -> None:
         content[at] ^= 0x40
     broken.write_bytes(content)
     again = Store(tmp_path, PRINTS)
-    found(store=again)
-    assert again.resumed == PIECES - 3
+    assert same(whole, found(store=again))
+    assert again.resumed == PIECES - lost
+    assert again.healed == [broken]
+    third = Store(tmp_path, PRINTS)
+    assert same(whole, found(store=third))
+    assert (third.resumed, third.healed) == (PIECES, [])
 
 
-def test_fifty_thousand_images_take_little_room_and_no_pictures(tmp_path: Path) -> None:
-    """Of a chunk: 16 bytes an image and trial, and what names them; of pictures a few for each attack."""
+def test_to_keep_a_piece_costs_what_that_piece_has_however_many_there_are(tmp_path: Path, monkeypatch) -> None:
+    """Bytes that are written and read, counted: the hundredth costs no more than the second."""
+    written, read = [0], [0]
+    lots = Lots(tmp_path / "40-00000.pieces")
+    opened = open
+
+    class Writer:
+        def __init__(self, path, mode):
+            self.file = opened(path, mode)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            written[0] += len(data)
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(sealed, "open", Writer, raising=False)
+    content = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.__setitem__(0, read[0] + 1) or content(path))
+    costs = []
+    for number in range(100):
+        before = written[0]
+        lots.add(f"piece {number:03d}@a.40", {"right": torch.ones(40)})
+        costs.append(written[0] - before)
+    assert len(set(costs)) == 1
+    assert read[0] == 0
+    assert len(Lots(lots.path).held) == 100
+
+
+def test_pieces_that_two_processes_add_to_one_file_are_all_there(tmp_path: Path) -> None:
+    one, other = Lots(tmp_path / "f.pieces"), Lots(tmp_path / "f.pieces")
+    for number in range(3):
+        one.add(f"one {number}@a.1", {"x": torch.tensor([number])})
+        other.add(f"other {number}@a.1", {"x": torch.tensor([10 + number])})
+    one.add("one 2@a.1", {"x": torch.tensor([7])})
+    there = Lots(tmp_path / "f.pieces")
+    assert {tag: int(lot["x"]) for tag, lot in there.held.items()} == {
+        **{f"one {n}@a.1": n for n in (0, 1)},
+        "one 2@a.1": 7,
+        **{f"other {n}@a.1": 10 + n for n in range(3)},
+    }
+    assert there.whole
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
+    lots = Lots(tmp_path / "f.pieces")
+    lots.add("a@a.1", {"x": torch.ones(3)})
+    size, opened = lots.path.stat().st_size, open
+
+    class Full:
+        def __init__(self, path, mode):
+            self.file = opened(path, mode)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(sealed, "open", Full, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        lots.add("b@a.1", {"x": torch.ones(3)})
+    monkeypatch.undo()
+    assert lots.path.stat().st_size == size
+    lots.add("c@a.1", {"x": torch.ones(3)})
+    assert list(Lots(lots.path).held) == ["a@a.1", "c@a.1"]
+
+
+def test_fifty_thousand_images_under_autoattack_and_three_threats_take_less_than_50_mb_and_no_pictures(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Two chunks of unlike sizes give the bytes of an image and of a chunk; 196 chunks of 256 follow.
+
+    Verdicts are made by attacks that find nothing: what they are kept as is the same.
+    """
+    monkeypatch.setattr(
+        "robust_train.evaluate.trial.attempted",
+        lambda network, attack, images, targets, key: (images, torch.zeros(len(images), dtype=torch.int64)),
+    )
+    balls, sizes = (Linf(0.03), L2(0.2), L1(1.0)), []
+    for count in (8, 24):
+        store, plan = Store(tmp_path / str(count), PRINTS), Robustness(balls, "autoattack", checks=0, chunk=count)
+        columns = evaluate(plan, NETWORKS, Middling(count), 5, store=store)
+        assert len(plan.read(columns)[1].of("attack", "linf")) == 3, "of two classes targeted DLR says nothing"
+        sizes.append((store.home() / f"{count}-00000.pieces").stat().st_size)
+        assert not [name for name in columns if "picture" in str(list(columns[name]))]
+    an_image = (sizes[1] - sizes[0]) / 16 * 4 / 3  # as if each had the fourth
+    a_chunk = sizes[0] * 4 / 3 - 8 * an_image
+    assert an_image * 50_000 + a_chunk * 196 < 50e6
+    held = sum(t.nbytes for name in columns for t in columns[name].values()) / 24 * 4 / 3
+    assert held * 50_000 < 50e6, "in memory"
+    print(f"{an_image:.1f} bytes an image, {a_chunk:,.0f} a chunk; {held:.1f} an image in memory")
+
+
+def near(one: Columns, other: Columns) -> bool:
+    """The same but for the rounding of margins and distances."""
+    return list(one) == list(other) and all(
+        torch.allclose(one[name][key].nan_to_num(-9).double(), other[name][key].nan_to_num(-9).double(), 0, 1e-6)
+        for name in one
+        for key in one[name]
+    )
+
+
+@pytest.mark.parametrize("broken", [(), (3, 41, 42, 130)])
+def test_another_chunk_goes_on_from_what_was_found_in_chunks_of_another_size(tmp_path: Path, judged, broken) -> None:
+    """After an out-of-memory: rows that are each a function of one image are taken, whatever their chunk."""
+    plan = Robustness((BALL,), steps=3, restarts=1, curve=1, checks=20, chunk=50)
+    data = Middling(203, broken)
+
+    def judged_in(chunk: int, folder: str, images: int | None = None):
+        store = Store(tmp_path / folder, PRINTS)
+        own = replace(plan, chunk=chunk, images=images)
+        judged.clear()
+        columns = evaluate(own, NETWORKS, data, 5, store=store)
+        return columns, store, [name for name in judged if name != "looked"]
+
+    judged_in(50, "a", images=100)  # as if memory had run out in the third
+    columns, store, made = judged_in(20, "a")
+    fresh, _, every = judged_in(20, "b")
+    names = [name for name in fresh if name not in ("looked", "rows")]
+    assert near(columns, fresh)
+    curve = next(name for name in names if "/curve/" in name)
+    assert [made.count(curve), every.count(curve)] == [6, 11], "of 11 chunks of 20 the first 5 were there"
+    assert store.moved == len(every) - len(made)
+    _, third, made = judged_in(70, "a")
+    assert made.count(curve) == 1, "0 to 69 there is in fifties, 140 to 202 in twenties; 70 to 139 in neither"
+    judged_in(20, "a")
+    back, fourth, made = judged_in(50, "a")
+    assert made == []
+    assert near(back, judged_in(50, "c")[0])
+    assert third.resumed >= 0
+    assert fourth.moved > 0
+
+
+def test_what_depends_on_its_chunk_is_not_taken_into_another(tmp_path: Path, judged) -> None:
+    """A network with draws of its own is seeded by its chunk; a function sees some images at a time."""
+    assert not replace(TRIALS[1], attack=UAP(BALL)).by_row
+    assert not replace(TRIALS[1], attack=WorstOf((PGD(BALL, 1, 0.1), UAP(BALL)))).by_row
+    assert not replace(TRIALS[1], attack=Given(BALL, "f")).by_row
+    assert replace(TRIALS[1], attack=Restarts(PGD(BALL, 1, 0.1), 2)).by_row
+    plan = Robustness((BALL,), steps=1, restarts=1, curve=0, checks=0, chunk=50)
+    trial = plan.plan(2).trials[1]
+    assert plan._piece(trial, plan.plan(2), ()).by_row
+    assert not plan._piece(trial, plan.plan(2, stochastic=True), ()).by_row
     store = Store(tmp_path, PRINTS)
     found(store=store)
-    size = (store.home() / "00000.safetensors").stat().st_size
-    assert size < 16 * 40 * 4 + 16 * 40 + 4096
-    assert {len(store.pictures(name)["picture/order"]) for name in ("linf/pgd3", "linf/apgd-ce")} <= set(range(9))
-    assert not store.pictures(CLEAN)
+    again = Store(tmp_path, PRINTS)
+    found(replace(PLAN, chunk=20), store=again)
+    assert again.resumed == 0, "pieces that say nothing of their rows"
 
 
 def test_chunks_change_no_verdict() -> None:
@@ -416,7 +587,7 @@ def test_a_file_that_the_system_cannot_read_now_is_not_deleted(tmp_path: Path, m
     read = Path.read_bytes
 
     def refused(path: Path) -> bytes:
-        if path.name == "00002.safetensors":
+        if path.name == "40-00002.pieces":
             raise OSError(24, "Too many open files", str(path))
         return read(path)
 
