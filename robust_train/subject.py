@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -181,7 +182,14 @@ class Subject:
 
     def contents(self) -> dict[str, Any]:
         """What the paths lead to."""
-        return {"weights": self.digest, "uses": self.brought}
+        return {"weights": self.digest, "uses": self.brought, "helpers": self._helpers}
+
+    @property
+    def _helpers(self) -> dict[str, dict[str, str]]:
+        """What the user's own modules import, however deep, that is not installed."""
+        names = dict.fromkeys(name for folder in self.checkpoints for name in recipe_of(folder).uses)
+        files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+        return {name: fingerprint.sources(Path(file)) for name, file in files.items() if file}
 
     @property
     def brought(self) -> dict[str, str]:

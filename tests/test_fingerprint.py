@@ -28,9 +28,11 @@ from robust_train.evaluate.robustness import Tried
 from robust_train.evaluate.transferability import Transferability
 from robust_train.evaluate.trial import Trial
 from robust_train.nouns import Piece
+from robust_train.read.registry import attacks
 from robust_train.subject import Subject
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from tests.registered import examples
 
 
 def changed(value: Any, kind: Any) -> list[Any]:
@@ -42,7 +44,7 @@ def changed(value: Any, kind: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, (int, float)):
-        return [value + 1] if isinstance(value, int) else [value / 2]
+        return [value + 1] if isinstance(value, int) else [value / 2 if value else 0.3]
     if isinstance(value, str):
         return [f"{value}x"]
     if isinstance(value, tuple):
@@ -88,6 +90,26 @@ def test_every_field_of_a_plan_counts_however_deep(value) -> None:
     assert each
     for name, other in each:
         assert fingerprint.digest(replace(value, **{name: other})) != before, name
+
+
+@pytest.mark.parametrize("name", sorted(examples(attacks)))
+def test_every_field_of_every_attack_and_threat_model_counts(monkeypatch, name) -> None:
+    """One that is added later too: what is not named as harmless is in."""
+    value = examples(attacks)[name]
+    for kind in {type(one) for one in within(value)}:
+        monkeypatch.setattr(kind, "__post_init__", lambda self: None, raising=False)
+    before = fingerprint.digest(value)
+    for field, other in others(value):
+        assert fingerprint.digest(replace(value, **{field: other})) != before, field
+
+
+def within(value: Any) -> list[Any]:
+    """A dataclass and those in its fields."""
+    each = value if isinstance(value, tuple) else [value] if dataclasses.is_dataclass(value) else []
+    inner = [
+        getattr(one, field.name) for one in each if dataclasses.is_dataclass(one) for field in dataclasses.fields(one)
+    ]
+    return [one for one in each if dataclasses.is_dataclass(one)] + [deep for one in inner for deep in within(one)]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +199,103 @@ def test_a_class_from_elsewhere_counts_with_its_file(tmp_path: Path, monkeypatch
         seen.add(fingerprint.digest(importlib.import_module("my_half").Half()))
     sys.modules.pop("my_half", None)
     assert len(seen) == 2
+
+
+HALF = """
+from dataclasses import dataclass
+{imports}
+@dataclass(frozen=True)
+class Half:
+    a: int = 0
+    def run(self):
+        {inside}
+        return 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "inside", "file"),
+    [
+        ("import my_helper", "", "my_helper.py"),
+        ("from my_helper import SIZE", "", "my_helper.py"),
+        ("", "from my_helper import SIZE", "my_helper.py"),
+        ("import my_middle", "", "my_helper.py"),
+        ("from my_parts.deep import thing", "", "my_parts/deep.py"),
+        ("from my_parts import deep", "", "my_parts/__init__.py"),
+        ("import my_parts.user", "", "my_parts/deep.py"),
+    ],
+    ids=["a module", "a constant of it", "inside a function", "through another", "a package's", "its own", "relative"],
+)
+def test_what_a_users_own_class_imports_counts(tmp_path: Path, monkeypatch, imports, inside, file) -> None:
+    """Only what is not installed: of what is, the version stands elsewhere."""
+    import importlib
+    import sys
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_parts").mkdir()
+    texts = {
+        "my_helper.py": "SIZE = 1\n",
+        "my_middle.py": "import json, torch\nfrom my_helper import SIZE\n",
+        "my_parts/__init__.py": "",
+        "my_parts/deep.py": "thing = 1\n",
+        "my_parts/user.py": "from . import deep\nfrom .deep import thing\n",
+        "my_half.py": HALF.format(imports=imports, inside=inside or "pass"),
+        "my_bystander.py": "thing = 1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+
+    def seen() -> str:
+        for name in [name for name in sys.modules if name.startswith("my_")]:
+            sys.modules.pop(name)
+        importlib.invalidate_caches()
+        return fingerprint.digest(importlib.import_module("my_half").Half())
+
+    before = seen()
+    (tmp_path / "my_bystander.py").write_text("thing = 22\n")
+    assert seen() == before
+    (tmp_path / file).write_text("SIZE = thing = 22\n")
+    assert seen() != before
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        sys.modules.pop(name)
+
+
+def test_what_a_function_or_a_class_closes_over_counts() -> None:
+    """A factory makes many of one source."""
+    from functools import partial, wraps
+
+    def scaled(factor: object):
+        def loss(logits):
+            return factor
+
+        return loss
+
+    def attack(factor: float):
+        @dataclass(frozen=True)
+        class Half:
+            a: int = 0
+
+            def __repr__(self) -> str:
+                return super().__repr__() + str(factor)
+
+        return Half
+
+    def around(call):
+        @wraps(call)
+        def outer(logits):
+            return call(logits)
+
+        return outer
+
+    digest = fingerprint.digest
+    assert digest(scaled(1)) == digest(scaled(1)) != digest(scaled(2))
+    assert digest(scaled(torch.ones(2))) != digest(scaled(torch.zeros(2)))
+    assert digest(attack(0.5)()) == digest(attack(0.5)()) != digest(attack(0.25)())
+    assert digest(around(scaled(1))) != digest(around(scaled(2)))
+    assert digest(scaled(scaled(1))) != digest(scaled(scaled(2)))
+    assert digest(partial(scaled, 1)) != digest(partial(scaled, 2))
+    with pytest.raises(TypeError, match="has no fingerprint"):
+        digest(scaled(object()))
 
 
 def test_what_has_no_fingerprint_is_refused() -> None:

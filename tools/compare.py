@@ -20,8 +20,8 @@ EPILOG = """examples
 
 what stands in one row
   Figures whose attack with all its settings, eps, number of images and data (by checksum) are the same, and how images
-  were made ready (size, crop), the list they are of, noise, chunk. Figures of one name that were obtained otherwise
-  stand in rows of their own, which say what differs: they are not to be compared.
+  were made ready (size, crop), the list they are of, noise, seed, chunk. Figures of one name that were obtained
+  otherwise stand in rows of their own, which say what differs: they are not to be compared.
 
 what the differences say
   Each is from the row's first, in points. Where verdicts were kept beside both reports and the same images were judged,

@@ -51,8 +51,8 @@ def compare(reports: Sequence[Judged]) -> dict[str, Any]:
     """{"reports", "rows"}: for JSON, a table and a page.
 
     A row is a figure under one set of terms: attack with all its settings, eps, number of images, checksums of the
-    data, how images were made ready (size, crop, interpolation), the list they are of, noise, chunk, passes. Figures of
-    one name whose terms differ stand in several rows, each of which says in what it `differs`. A cell holds accuracy
+    data, how images were made ready (size, crop, interpolation), the list they are of, noise, seed, chunk, passes. Figures
+    of one name whose terms differ stand in several rows, each of which says in what it `differs`. A cell holds accuracy
     and interval, and against the row's first the images that either alone has right
     with McNemar's p, where the same images were judged and their verdicts were kept.
     """
@@ -85,7 +85,7 @@ def compare(reports: Sequence[Judged]) -> dict[str, Any]:
 
 
 def terms(tree: Tree, figure: Tree) -> dict[str, Any]:
-    """All that decides a figure beside the network and the draws."""
+    """All that decides a figure beside the network."""
     return {
         "eps": figure["eps"],
         "images": figure["images"],
@@ -94,6 +94,7 @@ def terms(tree: Tree, figure: Tree) -> dict[str, Any]:
         "prepared": tree["identity"].get("prepared", {}),
         "list": tree["identity"].get("listed"),
         "noise": tree.get("noise") or "drawn",  # a network without noise of its own answers as in training, too
+        "seed": tree.get("seed"),
         **{name: tree.get("evaluation", {}).get(name) for name in ("chunk", "passes")},
     }
 

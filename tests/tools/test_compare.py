@@ -47,6 +47,7 @@ def report(folder: Path, name: str, robust: int = 20, **changed: Any) -> Path:
             **({"listed": changed["listed"]} if "listed" in changed else {}),
         },
         "noise": changed.get("noise"),
+        "seed": changed.get("seed", 0),
         "evaluation": {"chunk": changed.get("chunk", 256)},
         "images": images,
         "figures": [clean, held],
@@ -227,9 +228,10 @@ def test_two_evaluations_of_one_network_are_alike_in_every_image(small_run, tmp_
         ({"listed": "e" * 64}, ("no list", f"list {'e' * 64}")),
         ({"noise": "off"}, ("noise drawn", "noise off")),
         ({"chunk": 100}, ("chunk 256", "chunk 100")),
+        ({"seed": 1}, ("seed 0", "seed 1")),
     ],
 )
-def test_figures_of_another_crop_list_noise_or_chunk_stand_in_rows_that_say_so(tmp_path, other, said):
+def test_figures_of_another_crop_list_noise_seed_or_chunk_stand_in_rows_that_say_so(tmp_path, other, said):
     rows = compared(report(tmp_path, "a"), report(tmp_path, "b", **other), tmp_path=tmp_path)
     assert tuple(row["differs"] for row in rows) == said
 
