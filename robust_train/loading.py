@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robust_train import checkpoint
+from robust_train.data.files.own import labels_for
 from robust_train.data.shards import Shards
 from robust_train.models.blueprint import Blueprint
 from robust_train.models.ensemble import Ensemble
@@ -87,6 +88,7 @@ def validation_of(data: Dataset, url: str | None = None) -> Dataset:
     if where is None:
         raise ConfigError("the run names no validation shards: name some, such as --data 'val-*.tar'")
     if isinstance(data, Shards):
+        labels_for(where, data.train)  # refuses other classes than the run's, where these are still known
         return replace(data, train=where, validation=where, reader="indexed")
     channels, size = square(data.shape, "--data")
     known = {field.name for field in fields(Shards)} - {"train", "validation", "augment", "size", "channels"}

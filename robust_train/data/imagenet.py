@@ -6,7 +6,6 @@ All is read from files, which go by the names that timm gives them.
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +13,14 @@ from typing import Any, Literal
 
 from robust_train.read.errors import DataError, nearest
 from robust_train.read.paths import FilePath
+from robust_train.read.text import json_of, lines_of
 
 Subset = Literal["a", "r"]
 SYNSETS, NAMES, INDEX = "imagenet_synsets.txt", "imagenet_synset_to_lemma.txt", "imagenet_class_index.json"
 REAL = ("imagenet_real_labels.json", "real.json")  # the second is its name where it was published
 OBJECTS, FOLDERS = "objectnet_to_imagenet_1k.json", "folder_to_objectnet_label.json"
+
+REMEDY = "Take the published file, or name no folder: timm's own files serve."
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class LabelFiles:
         """What each class is called, all its words: "tench, Tinca tinca"."""
         path = self._file(NAMES, INDEX)
         if path.name == INDEX:
-            said = {str(one[0]): str(one[1]) for one in _json(path, dict).values()}
+            try:
+                said = {str(one[0]): str(one[1]) for one in _json(path, dict).values()}
+            except (TypeError, IndexError, KeyError) as error:
+                raise DataError(f'{path} is no {{"0": [WordNet id, name], ...}} ({error}). {REMEDY}') from error
         else:
             pairs = (line.partition("\t") for line in self._lines(path))
             said = {synset: name for synset, _, name in pairs}
@@ -154,14 +159,8 @@ class LabelFiles:
         return found
 
     def _lines(self, path: Path) -> list[str]:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return lines_of(path, "the label file", REMEDY)
 
 
 def _json(path: Path, kind: type) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}. Copy it again.") from error
-    if not isinstance(found, kind):
-        raise DataError(f"{path} holds a {type(found).__name__}, not a {kind.__name__}. Copy it again.")
-    return found
+    return json_of(path, "the label file", REMEDY, kind)

@@ -15,9 +15,10 @@ import numpy as np
 
 from robust_train.data.augment import ImageAugmentation, NoAugmentation
 from robust_train.data.files.listed import chosen
+from robust_train.data.files.own import addresses, labels_for
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
-from robust_train.data.manifest import locate, shard_name
+from robust_train.data.manifest import shard_name
 from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
@@ -31,7 +32,9 @@ from robust_train.read.registry import datasets
 @datasets.register("shards")
 @dataclass(frozen=True)
 class Shards(Dataset):
-    """Labelled images in WebDataset shards: KEY.jpg, .png or .webp beside KEY.cls or KEY.json, in .tar or .tar.gz.
+    """Labelled images in WebDataset shards: KEY.jpg, .png or the like beside KEY.cls or KEY.json, in .tar or .tar.gz.
+
+    A folder of class folders, or a .csv or .tsv of path,label, stands for the shards that it becomes once, in `cache`.
 
     What training samples carry beside is read from KEY.NAME.npy into `Batch.extra`; a sample where it is absent or has
     another shape is broken. Validation reads images and labels alone.
@@ -43,11 +46,11 @@ class Shards(Dataset):
 
     train: (
         FilePath | tuple[FilePath, ...]
-    )  # training shards: paths, folders, globs, brace lists, pipe: commands, http(s) URLs
+    )  # shards: paths, folders, globs, brace lists, pipe: commands, URLs; or class folders, or a .csv of path,label
     classes: int  # labels run from 0 to classes - 1
     size: int  # side of the square images that the network takes, in pixels
     validation: FilePath | tuple[FilePath, ...] | None = (
-        None  # validation shards, named like the training ones; null: none
+        None  # validation images, named like the training ones; null: none
     )
     channels: Literal[1, 3] = 3  # 3: colour; 1: grey
     augment: ImageAugmentation = field(default_factory=NoAugmentation)  # what is done to each training image
@@ -127,7 +130,7 @@ class Shards(Dataset):
 
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name: which data a checkpoint was trained on."""
-        urls = [*locate(self.train), *([] if self.validation is None else locate(self.validation))]
+        urls = [*self._places[0], *self._places[1]]
         sums = [*self._train.checksums(), *self._validation.checksums()]
         names = [shard_name(url) for url in urls]
         often = Counter(names)
@@ -135,8 +138,16 @@ class Shards(Dataset):
 
     def known(self) -> dict[str, str]:
         """sha256 of every shard, and of its index: a manifest may speak for a shard that has been replaced."""
+        urls = [*self._places[0], *self._places[1]]
         indices = [digest for source in (self._train, self._validation) for digest in source.digests()]
-        return {name: f"{sum} {digest}" for (name, sum), digest in zip(self.checksums().items(), indices, strict=True)}
+        by_url = dict(zip(urls, indices, strict=True))
+        sums = self.checksums()
+        return {
+            name: f"{sums[name]} {digest}"
+            for url, digest in by_url.items()
+            for name in (shard_name(url), url)
+            if name in sums
+        }
 
     def contents(self) -> dict[str, str | None]:
         """sha256 of the validation shards and of what their index says: keys, labels, sizes; of the chosen samples."""
@@ -188,25 +199,34 @@ class Shards(Dataset):
     @cached_property
     def _train(self) -> Indexed | Streams:
         if self.reader == "streams":
-            return Streams.open(locate(self.train), self.streams, self.window, tuple(self.extra), self.labelled)
-        return self._indexed(self.train, tuple(self.extra))
+            return Streams.open(self._places[0], self.streams, self.window, tuple(self.extra), self.labelled)
+        return self._indexed(self._places[0], tuple(self.extra))
 
     @cached_property
     def _validation(self) -> Indexed:
-        return Indexed(Table("")) if self.validation is None else self._indexed(self.validation, ())
+        return Indexed(Table("")) if self.validation is None else self._indexed(self._places[1], ())
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        urls = [*locate(self.train), *(() if self.validation is None else locate(self.validation))]
-        return tuple(class_names(urls, self.classes))
+        return tuple(class_names([*self._places[0], *self._places[1]], self.classes))
+
+    @cached_property
+    def _places(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The shards of training and of validation, one an address; of folders and tables those they become."""
+        rest = self.classes, self.missing, max(self.workers, 1)
+        cache = Path(self.cache).expanduser()
+        train = addresses(self.train, cache, labels_for(self.train, self.train), *rest)
+        if self.validation is None:
+            return train, ()
+        return train, addresses(self.validation, cache, labels_for(self.validation, self.train), *rest)
 
     @cached_property
     def _chosen(self) -> np.ndarray:
         """The validation samples that `listed` names, in its order. Raises DataError for names that are not there."""
         return chosen(Path(str(self.listed)).expanduser(), self._validation.keys(), str(self.validation))
 
-    def _indexed(self, urls: str | tuple[str, ...], extra: tuple[str, ...]) -> Indexed:
-        return Indexed(open_table(locate(urls), Path(self.cache).expanduser()), extra, self.labelled)
+    def _indexed(self, urls: tuple[str, ...], extra: tuple[str, ...]) -> Indexed:
+        return Indexed(open_table(urls, Path(self.cache).expanduser()), extra, self.labelled)
 
     def _allowance(self, source: Indexed | Streams) -> Allowance:
         known = () if isinstance(source, Streams) else source.faults

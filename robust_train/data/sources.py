@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from robust_train.data.decode import Undecodable, decode
-from robust_train.data.files.folders import Found, class_folders, images_below, key_of, keys_of
+from robust_train.data.files.folders import Found, class_folders, images_below, in_order, is_image, key_of, keys_of
 from robust_train.data.write import Sample, sample
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.text import lines_of, pairs_of
 from robust_train.vision import ensure_torchvision_importable
 
 COLUMNS = (("path", "file", "filename", "image", "name", "key"), ("label", "class", "target"))
+LISTS = "Write path,label on each line; paths are from the list's own folder on, or whole."
 JPEG_QUALITY = 95  # of images that are resized
 TRUTHS = "--ground-truth (ILSVRC2012_validation_ground_truth.txt, LOC_val_solution.csv, or NAME and class on each line)"
 
@@ -77,19 +79,31 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class ClassFolders(Source):
-    """A folder of folders, one a class: see robust_train.data.files.folders for what counts, and in which order."""
+    """A folder of folders, one a class: see robust_train.data.files.folders for what counts, and in which order.
+
+    names: of the classes in the order of labels, where the folder may lack some of them; empty: its own folders.
+    """
+
+    names: tuple[str, ...] = ()
 
     @cached_property
     def classes(self) -> list[str]:
-        return class_folders(Path(self.place))
+        return list(_known(self.names, self._folders, self.place))
 
     def __len__(self) -> int:
         return len(self._found.files)
 
+    def path(self, number: int) -> Path:
+        """The file of an image."""
+        return self._found.files[number]
+
+    def label(self, number: int) -> int:
+        """Its class."""
+        return self._labels[self.path(number).relative_to(self.place).parts[0]]
+
     def file(self, number: int) -> tuple[str, str, bytes, int]:
-        path = self._found.files[number]
-        label = self._labels[path.relative_to(self.place).parts[0]]
-        return self._keys[number], path.suffix[1:].lower(), path.read_bytes(), label
+        path = self.path(number)
+        return self._keys[number], path.suffix[1:].lower(), path.read_bytes(), self.label(number)
 
     def listing(self) -> list[str]:
         return [str(path.relative_to(self.place)) for path in self._found.files]
@@ -98,9 +112,12 @@ class ClassFolders(Source):
         return self._found.said()
 
     @cached_property
+    def _folders(self) -> list[str]:
+        return class_folders(Path(self.place))
+
+    @cached_property
     def _found(self) -> Found:
-        found = images_below(Path(self.place), self.classes)
-        order = {name: label for label, name in enumerate(self.classes)}
+        found, order = images_below(Path(self.place), self._folders), self._labels
         return replace(found, files=tuple(sorted(found.files, key=lambda p: order[p.relative_to(self.place).parts[0]])))
 
     @cached_property
@@ -110,6 +127,86 @@ class ClassFolders(Source):
     @cached_property
     def _labels(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self.classes)}
+
+
+@dataclass(frozen=True)
+class ListedFiles(Source):
+    """A table of image files and their classes: path,label in a .csv or .tsv, with or without these words above.
+
+    place: the table. Paths are from its folder on, or whole. A label is a number from 0 where all are numbers, else a
+    name, and labels then follow the order of class folders. names: as of ClassFolders.
+    """
+
+    names: tuple[str, ...] = ()
+
+    @cached_property
+    def classes(self) -> list[str]:
+        said = {name for _, name in self._pairs}
+        if self.numbered:
+            return [str(label) for label in range(max(len(self.names), 1 + max(map(int, said))))]
+        return list(_known(self.names, in_order(said), self.place))
+
+    @property
+    def numbered(self) -> bool:
+        """Whether its labels are numbers."""
+        return all(name.isascii() and name.isdecimal() for _, name in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def path(self, number: int) -> Path:
+        """The file of an image."""
+        return Path(self.place).parent / self._pairs[number][0]
+
+    def label(self, number: int) -> int:
+        """Its class."""
+        name = self._pairs[number][1]
+        return self._labels[str(int(name)) if name.isdecimal() and name not in self._labels else name]
+
+    def file(self, number: int) -> tuple[str, str, bytes, int]:
+        path = self.path(number)
+        return self._keys[number], path.suffix[1:].lower(), path.read_bytes(), self.label(number)
+
+    def listing(self) -> list[str]:
+        return [f"{name},{label}" for name, label in self._pairs]
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, str]]:
+        found = pairs_of(Path(self.place), "the list of images", LISTS, COLUMNS)
+        rows = Counter(name for name, _ in found)
+        twice = next((name for name, count in rows.items() if count > 1), None)
+        if twice is not None:
+            raise DataError(f"the list of images {self.place} names {twice} {rows[twice]} times. Leave one line.")
+        for name, _ in found:
+            path = Path(self.place).parent / name
+            if not is_image(path.name) or not path.is_file():
+                why = "is no file" if is_image(path.name) else "is called like no image"
+                raise DataError(f"the list of images {self.place}: {path} {why}. {LISTS}")
+        return found
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        """Paths without what leads out of the table's folder; an archive's names must not."""
+        names = [key_of(name.replace("\\", "/")) for name, _ in self._pairs]
+        keys = ["/".join(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
+        counts = Counter(keys)
+        return [key if counts[key] == 1 else f"{key}_{number}" for number, key in enumerate(keys)]
+
+    @cached_property
+    def _labels(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
+
+
+def _known(names: Sequence[str], own: Sequence[str], place: str) -> Sequence[str]:
+    """The names of classes in the order of labels: those given, of which its own must all be, else its own."""
+    strange = sorted(set(own) - set(names)) if names else []
+    if strange:
+        raise DataError(
+            f"{place} holds class {strange[0]!r}, which is none of the {len(names):,} classes ({', '.join(names[:3])}, "
+            "...): labels would be others. Name the same classes in training and validation, or write classes.json "
+            "into the folder."
+        )
+    return names or own
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from robust_train.data.digits import Digits, load, split
+from robust_train.data.files import making
 from robust_train.data.manifest import entries, read_manifest
 from robust_train.data.shards import Shards
 from robust_train.data.write import verify
@@ -80,14 +81,14 @@ def test_any_number_of_processes_writes_the_same_bytes(folders, tmp_path):
 
 def test_an_interrupted_command_goes_on_and_rewrites_nothing(folders, tmp_path, monkeypatch):
     make(folders, tmp_path / "whole", "--size-per-shard", 4, "--processes", 1)
-    shard, count = make_shards.shard, iter(range(99))
+    shard, count = making.shard, iter(range(99))
 
     def killed(*words):
         if next(count) == 2:
             raise KeyboardInterrupt
         return shard(*words)
 
-    monkeypatch.setattr(make_shards, "shard", killed)
+    monkeypatch.setattr(making, "shard", killed)
     with pytest.raises(KeyboardInterrupt):
         make(folders, tmp_path / "out", "--size-per-shard", 4, "--processes", 1)
     half = read_manifest(tmp_path / "out")["splits"]["train"]
@@ -105,9 +106,9 @@ def test_a_killed_command_goes_on_from_its_journal_and_the_manifest_is_written_t
 ):
     """A kill leaves no time for a manifest: what is there is known by a line each, the last one cut off."""
     make(folders, tmp_path / "whole", "--size-per-shard", 1, "--processes", 1)
-    shard, writes, out = make_shards.shard, [], tmp_path / "out"
-    write = make_shards.write_json
-    monkeypatch.setattr(make_shards, "write_json", lambda path, value: (writes.append(path.name), write(path, value)))
+    shard, writes, out = making.shard, [], tmp_path / "out"
+    write = making.write_json
+    monkeypatch.setattr(making, "write_json", lambda path, value: (writes.append(path.name), write(path, value)))
     make(folders, out, "--size-per-shard", 1, "--processes", 1)
     assert writes.count("manifest.json") == 2
     assert not list(out.glob(".*")), "the journal is gone"
@@ -122,7 +123,7 @@ def test_a_killed_command_goes_on_from_its_journal_and_the_manifest_is_written_t
         begun[path] = 1
         return shard(source, path, numbers)
 
-    monkeypatch.setattr(make_shards, "shard", note)
+    monkeypatch.setattr(making, "shard", note)
     with pytest.raises(KeyboardInterrupt):
         make(folders, out, "--size-per-shard", 1, "--processes", 1)
     (out / "manifest.json").write_bytes(begun["manifest"])  # as a kill would leave it: it knows of none
@@ -130,7 +131,7 @@ def test_a_killed_command_goes_on_from_its_journal_and_the_manifest_is_written_t
         file.write(b'[{"file": "train-0000')
     before = {path: path.stat().st_mtime_ns for path in begun if path != "manifest"}
     assert len(before) == 3
-    monkeypatch.setattr(make_shards, "shard", shard)
+    monkeypatch.setattr(making, "shard", shard)
     make(folders, out, "--size-per-shard", 1, "--processes", 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert read_manifest(out) == read_manifest(tmp_path / "whole")
