@@ -24,11 +24,12 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
+from robust_train.data.files.flat import FlatValidation
 from robust_train.data.files.making import make
 from robust_train.data.index import index, unpacked
 from robust_train.data.manifest import SUFFIXES, Entry, packed, read_manifest, split_of
 from robust_train.data.names import ids_of
-from robust_train.data.sources import ClassFolders, DigitsSource, FlatValidation, Source, Torchvision
+from robust_train.data.sources import ClassFolders, DigitsSource, Source, Torchvision
 from robust_train.data.write import verify
 from robust_train.disk import checksum, write_json
 from robust_train.read.errors import ConfigError, DataError, main_guard

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from robust_train.data.files.flat import FlatValidation
 from robust_train.data.imagenet import Subset
 from robust_train.data.shift import Shift
-from robust_train.data.sources import FlatValidation
 from robust_train.read.errors import ConfigError, nearest
 from robust_train.read.paths import FilePath
 from robust_train.read.registry import datasets
