@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_train.engines.engine import Engine
-from robust_train.engines.pieces import once_differentiated
+from robust_train.engines.pieces import in_pieces
 from robust_train.keyed import Key
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Extra, at
@@ -82,7 +82,7 @@ def rehearse(run: Run, engine: Engine, size: int, network: Network | None = None
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     recorded = [norm.recorded.clone() for norm in network.batchnorms]
     try:
-        with once_differentiated(run, parameters):
+        with in_pieces(run, network):
             loss = objective(network, run.mix(batch, key), key, engine.state)
         engine.parts.backward(loss.of, 1.0, retain=loss.total is not None)
         if loss.total is not None and parameters:

@@ -52,8 +52,13 @@ class DeepSpeedEngine(Engine):
         if self.stage == 3:
             copy = run.build(self.device).to(self.dtype)
             self.holding = Partitions(self.module, place, self._zero, copy, run.engine.copy)
-            # a collective and a host read a group; ours rides in the flat all-reduce
+            if run.average is not None:
+                self.averaged = self.holding.average()
+        # its norm is a collective and a host read a group; ours rides in the flat all-reduce
+        if self.stage == 3:
             self._zero._get_norm_groups = lambda: [torch.zeros(())]
+        elif self._offloads:
+            self._zero.scaled_global_norm = lambda: torch.zeros(())
 
     def _parts(self) -> Parts:
         """Made while DeepSpeed's hooks are off the model: a copy of it would carry them along."""
@@ -79,7 +84,7 @@ class DeepSpeedEngine(Engine):
     def _gradients(self) -> list[Tensor]:
         if not self.stage:
             return filled(self.parameters.values())
-        if "optimiser" in self.run.engine.offload:
+        if self._offloads:
             return [shard.grad for shard in self._shards()]
         return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
@@ -98,16 +103,23 @@ class DeepSpeedEngine(Engine):
             for group in self._zero.all_grad_tensors:
                 self._zero.all_grad_tensors[group] = None
             self._zero.micro_step_id = -1
+        if self._offloads:
+            self._zero.reset_cpu_buffers()
         self._deepspeed.micro_steps += 1
         self._forget()
 
     def _forget(self) -> None:
-        """Zeros for what the next update's gradients are added to: ZeRO 3 would keep those of weights no loss saw."""
+        """Zeros in buffers of gradients that outlive an update: else a weight that no loss sees keeps its last one."""
         if self.stage == 3:
             self._zero.grad_partitions_flat_buffer.zero_()
-            if self._zero.offload_optimizer:
-                for shard in self._shards():
-                    shard.grad.zero_()
+        if self._offloads:
+            for shard in self._shards():
+                shard.grad.zero_()
+
+    @property
+    def _offloads(self) -> bool:
+        """Whether the optimiser's state, and with it the gradients that it is given, lie in the host's memory."""
+        return "optimiser" in self.run.engine.offload
 
     def _shards(self) -> list[Any]:
         """This rank's flat float32 shards of the weights, a group each: what the optimiser steps."""
@@ -176,7 +188,7 @@ def settings(run: Run, place: Place, micro_batch: int, weights: int) -> dict[str
     """
     execution, on_gpu = run.engine, place.device.startswith("cuda")
     zero: dict[str, Any] = {"stage": execution.zero}
-    if execution.zero in (1, 2):
+    if execution.zero in (1, 2) and "optimiser" not in execution.offload:
         zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
     if execution.zero == 3:
         zero["stage3_param_persistence_threshold"] = execution.persist

@@ -36,6 +36,7 @@ class Partitions(Holding):
         self._trained = [parameter.requires_grad for parameter in copy.parameters()]
         self.copy.train().requires_grad_(False)
         self._empty()
+        module.cut = True
         if kept:
             module.stand_in(self.copy)
         # whoever asks the model itself for its weights is given them whole, if all ranks ask

@@ -11,10 +11,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from robust_train.models.network import Network
 from robust_train.nouns import Attack, within
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
-from robust_train.threats.weights import Weights
 
 
 def refuse_pieces(run: Run) -> None:
@@ -22,11 +22,6 @@ def refuse_pieces(run: Run) -> None:
     if run.engine.zero < 3:
         return
     use = run.objective.use
-    if any(True for _ in within(run.objective, Weights)):
-        raise ConfigError(
-            f"objective {use} perturbs weights, for which it needs whole tensors and a graph through them, and "
-            "engine.zero=3 leaves a piece of each on this rank. Use engine.zero=2 or below."
-        )
     uneven = next((attack for attack in _attacks(run.objective) if attack.sets_aside), None)
     if uneven is not None and not run.engine.copy:
         raise ConfigError(
@@ -51,16 +46,17 @@ def _attacks(value: Any) -> Iterator[Attack]:
 
 
 @contextmanager
-def once_differentiated(run: Run, parameters: Iterable[Tensor]) -> Iterator[None]:
-    """ConfigError, under ZeRO 3, for a gradient that is taken to be differentiated again through the network.
+def in_pieces(run: Run, network: Network) -> Iterator[None]:
+    """Let an objective meet, under ZeRO 3, a network as its weights will lie in training, whole ones here or not.
 
-    DeepSpeed lets go of a layer's weights when its backward is done; a second backward, through the first one, would
-    find them gone. Looked for while an update is rehearsed, so that nobody has to declare it.
+    ConfigError where it asks for weights outside a forward, and for a gradient that is taken to be differentiated
+    again through the network: DeepSpeed lets go of a layer's weights when its backward is done, and a second backward,
+    through the first one, would find none. Entered while an update is rehearsed: no objective has to declare it.
     """
     if run.engine.zero < 3:
         yield
         return
-    own = set(map(id, parameters))
+    own = set(map(id, network.parameters()))
     grad: Any = torch.autograd.grad
 
     def watched(outputs: Any, *args: Any, create_graph: bool = False, **kwargs: Any) -> Any:
@@ -73,7 +69,7 @@ def once_differentiated(run: Run, parameters: Iterable[Tensor]) -> Iterator[None
             )
         return grad(outputs, *args, create_graph=create_graph, **kwargs)
 
-    with mock.patch.object(torch.autograd, "grad", watched):
+    with mock.patch.object(torch.autograd, "grad", watched), mock.patch.object(network, "cut", True):
         yield
 
 

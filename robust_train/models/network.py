@@ -112,6 +112,7 @@ class Network(Moded):
         self.noisy = connect(model, self.held)  # names of the layers that draw noise
         self.batchnorms: list[GroupedBatchNorm] = group_batchnorms(model, self.held, group)
         self.model = model  # weights stay contiguous: DeepSpeed flattens and sends them as they lie
+        self.cut = False  # whether its weights are whole inside a forward only (ZeRO 3): nothing else may ask for them
         self._attacked = False
         self.stand_in(None)
         self.register_buffer("mean", torch.tensor(mean or (0.0,)).view(-1, 1, 1), persistent=False)

@@ -93,7 +93,7 @@ def moved(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def refuse_cut(network: nn.Module) -> None:
     """ConfigError where this process does not hold whole weights."""
-    if any(hasattr(parameter, "ds_id") for parameter in network.parameters()):
+    if getattr(network, "cut", False) or any(hasattr(parameter, "ds_id") for parameter in network.parameters()):
         raise ConfigError(
             "weights: their perturbation needs whole tensors, and ZeRO-3 shards them. Use engine.zero=2 or below"
         )
