@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -236,6 +237,8 @@ def _imported(place: Place) -> Any:
             "python -m robust_train."
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # names that DeepSpeed, which takes older versions of PyTorch too, goes on using at each gather
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not on_gpu:
         # else init_distributed compiles it, for a minute and behind a lock that a killed job leaves for ever
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -15,6 +15,7 @@ from robust_train.models.network import Network
 from robust_train.nouns import Attack, within
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
+from robust_train.threats.weights import Weights
 
 
 def refuse_pieces(run: Run) -> None:
@@ -22,7 +23,12 @@ def refuse_pieces(run: Run) -> None:
     if run.engine.zero < 3:
         return
     use = run.objective.use
-    uneven = next((attack for attack in _attacks(run.objective) if attack.sets_aside), None)
+    if any(True for _ in within(run.objective, Weights)):  # which a rehearsal may not come to
+        raise ConfigError(
+            f"objective {use} perturbs weights, for which it needs whole tensors and a graph through them, and "
+            "engine.zero=3 leaves a piece of each on this rank. Use engine.zero=2 or below."
+        )
+    uneven = next((attack for attack in attacks_in(run.objective) if attack.sets_aside), None)
     if uneven is not None and not run.engine.copy:
         raise ConfigError(
             f"objective {use}: {uneven.use} sets images aside that have fallen, so ranks do unlike numbers of "
@@ -36,13 +42,13 @@ def refuse_pieces(run: Run) -> None:
         )
 
 
-def _attacks(value: Any) -> Iterator[Attack]:
+def attacks_in(value: Any) -> Iterator[Attack]:
     """All attacks in a value, those inside others too."""
     for _, attack in within(value, Attack):
         yield attack
         if is_dataclass(attack):
             for f in fields(attack):
-                yield from _attacks(getattr(attack, f.name))
+                yield from attacks_in(getattr(attack, f.name))
 
 
 @contextmanager

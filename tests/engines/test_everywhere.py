@@ -1,4 +1,4 @@
-"""Plain PyTorch and DeepSpeed at ZeRO 0, 1 and 2, on one rank and two, whole and accumulated: the same numbers.
+"""Plain PyTorch and DeepSpeed at ZeRO 0 to 3, on one rank and two, whole and accumulated: the same numbers.
 
 What they follow is hardest on an engine: parts and settled updates, gradients by the input that are differentiated
 again, weights that no forward uses. The plain engine follows restatements in tests/engines/test_parts.py.
@@ -33,8 +33,12 @@ from tests.toys import gone_back, toy_run, trained
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 MOMENTUM = Optimiser(name="momentum", lr=0.05, weight_decay=0.3, decay_all=True)
-UPDATES, LAYOUTS, SPLITS = 4, ("plain", 0, 1, 2), (None, 4)
+UPDATES, LAYOUTS, SPLITS = 4, ("plain", 0, 1, 2, 3), (None, 4)
+TWICE = "penalised"  # differentiates twice by the input, which ZeRO 3 refuses
 ADAMW = Optimiser(name="adamw", lr=0.01, weight_decay=0.3)
+
+
+CROSSED = ((1, 2), (2, "plain"), (2, 1), (2, 3))  # (world, layout) by which what is read by all others was written
 
 
 def runs() -> dict[str, Run]:
@@ -53,7 +57,7 @@ def runs() -> dict[str, Run]:
 def engine_of(run: Run, layout: Any, place: Place, split: int | None) -> Engine:
     """An engine of that layout: plain, or a ZeRO stage."""
     stage = 0 if layout == "plain" else layout
-    run = replace(run, engine=Execution(zero=stage, micro_batch=split))
+    run = replace(run, engine=Execution(zero=stage, micro_batch=split, persist=0))  # at 3 small weights are cut too
     if layout == "plain":
         return PlainEngine(run, place)
     from robust_train.engines.deepspeed import DeepSpeedEngine
@@ -66,8 +70,19 @@ def layouts(place: Place, folder: Path) -> Iterator[tuple[str, Run, Any, int | N
     for name, run in runs().items():
         for layout in LAYOUTS:
             for split in SPLITS:
-                where = folder / f"{name}-{place.world}-{layout}-{split}"
-                yield name, replace(run, folder=str(where), checkpoint=Keep(2)), layout, split
+                if done(name, layout, split):
+                    where = folder / f"{name}-{place.world}-{layout}-{split}"
+                    yield name, replace(run, folder=str(where), checkpoint=Keep(2)), layout, split
+
+
+def done(name: str, layout: Any, split: int | None) -> bool:
+    """Whether a run is followed in a layout: at ZeRO 3 whole or accumulated, for a layer's gathers take their time."""
+    return layout != 3 or (name != TWICE and split == (None if name == "turns" else 4))
+
+
+def count(name: str) -> int:
+    """Layouts of one world size in which a run is followed."""
+    return sum(done(name, layout, split) for layout in LAYOUTS for split in SPLITS)
 
 
 def followed(place: Place, folder: Path) -> dict[Any, Any]:
@@ -88,7 +103,7 @@ def gone_on(place: Place, folder: Path) -> dict[Any, Any]:
                 gone_back(engine, Path(run.folder) / "checkpoints" / "00000002")
                 found[name, place.world, layout, split] = trained(engine), standing(engine)
         if name == "turns" and split is None:
-            for world, other in ((1, 2), (2, "plain"), (2, 1)):
+            for world, other in CROSSED:
                 with engine_of(replace(run, folder=str(folder / "read")), layout, place, split) as engine:
                     written = folder / f"{name}-{world}-{other}-{split}" / "checkpoints" / "00000002"
                     gone_back(engine, written)
@@ -120,7 +135,7 @@ def test_every_engine_follows_the_plain_one(found: Any, name: str) -> None:
     straight, _ = found
     lines, weights = straight[name, 1, "plain", None]
     others = {key: value for key, value in straight.items() if key[0] == name}
-    assert len(others) == 2 * len(LAYOUTS) * len(SPLITS)
+    assert len(others) == 2 * count(name)
     for key, (theirs, held) in others.items():
         for mine, line in zip(lines, theirs, strict=True):
             assert mine == pytest.approx(line, rel=1e-5, abs=1e-5), key
@@ -143,7 +158,7 @@ def test_parts_go_on_to_the_bit(found: Any, name: str) -> None:
     """From a checkpoint of the same layout: weights, optimisers' moments, averages and metrics are the same bytes."""
     straight, again = found
     ours = {key: value for key, value in again.items() if key[0] == name}
-    assert len(ours) == 2 * len(LAYOUTS) * len(SPLITS)
+    assert len(ours) == 2 * count(name)
     for key, (lines, held) in ours.items():
         assert lines == straight[key][0][2:], key
         assert same(held, straight[key][1]), key
@@ -160,7 +175,7 @@ def test_parts_are_read_to_the_bit_at_any_world_size_and_stage(found: Any) -> No
         assert numbers == like_numbers
         for n, value in straight["turns", 1, "plain", None][1].items():
             torch.testing.assert_close(value, last[n], rtol=1e-5, atol=1e-5)
-    assert len(crossed) == 2 * len(LAYOUTS) * 3
+    assert len(crossed) == 2 * len(LAYOUTS) * len(CROSSED)
     assert any("exp_avg" in name for name in tensors)
 
 

@@ -42,7 +42,7 @@ def run_of(folder: str | Path | None = None, zero: int = 0, part: int | None = N
         updates=5,
         optimiser=Optimiser(name="adamw", lr=0.01, weight_decay=0.1, decay_all=True),
         average=Average(0.9),
-        engine=Execution(zero, part),
+        engine=Execution(zero, part, persist=0),
     )
 
 
@@ -57,7 +57,7 @@ def change(engine: Engine) -> Change:
 def with_deepspeed(place: Place) -> dict[int, Change]:
     from robust_train.engines.deepspeed import DeepSpeedEngine
 
-    return {zero: change(DeepSpeedEngine(run_of(zero=zero), place)) for zero in (0, 1, 2)}
+    return {zero: change(DeepSpeedEngine(run_of(zero=zero), place)) for zero in (0, 1, 2, 3)}
 
 
 def assert_only_the_named_ones_moved(found: Change) -> None:

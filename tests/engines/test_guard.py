@@ -137,9 +137,10 @@ def on_two_ranks(place: Place, folder: Path) -> dict[str, Any]:
     from robust_train.engines.deepspeed import DeepSpeedEngine
 
     found = {}
-    for name, stage, part in (("plain", 0, None), ("0", 0, None), ("1", 1, 4), ("2", 2, None), ("2 in parts", 2, 4)):
+    stages = ("0", 0, None), ("1", 1, 4), ("2", 2, None), ("2 in parts", 2, 4), ("3", 3, None), ("3 in parts", 3, 4)
+    for name, stage, part in (("plain", 0, None), *stages):
         make = PlainEngine if name == "plain" else DeepSpeedEngine
-        changes = {"engine": Execution(zero=stage, micro_batch=part)}
+        changes = {"engine": Execution(zero=stage, micro_batch=part, persist=0)}
         with make(faulty_run(folder, "stop", **changes), place) as engine:
             until(engine, AT)
             before, message = everything(engine), ""
