@@ -98,9 +98,10 @@ def rank_of(rank: int, said: str, layout: str, world: int, updates: int, folder:
     run, place = Run.load(said), Place(rank, world, "cpu")
     make: Any = PlainEngine
     if layout != PLAIN:
-        from robust_train.engines.deepspeed import DeepSpeedEngine as make  # type: ignore[no-redef]
+        from robust_train.engines.deepspeed import DeepSpeedEngine as make
 
-        run = replace(run, engine=replace(run.engine, zero=int(layout), copy=run.engine.copy and layout == "3"))
+        changes: Any = {"zero": int(layout), "copy": run.engine.copy and layout == "3"}
+        run = replace(run, engine=replace(run.engine, **changes))
     run.data.prepare()
     seconds, metrics = [], {}
     with make(run, place) as engine:

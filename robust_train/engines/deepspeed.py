@@ -159,7 +159,11 @@ class DeepSpeedEngine(Engine):
                 held[key] = torch.zeros_like(shard)
         parameter, _ = self._linked(name)
         for key, value in whole.items():
-            safe_set_full_optimizer_state(parameter, value.to(shard), key)
+            if self.stage == 3:  # DeepSpeed's own setter knows no piece that is filled up
+                _, first, count = self._zero.grad_position[self._zero.get_param_id(parameter)]
+                self.holding.cut(value.to(shard), held[key][first : first + count])
+            else:
+                safe_set_full_optimizer_state(parameter, value.to(shard), key)
 
     def _linked(self, name: str) -> tuple[Any, Tensor]:
         """A parameter that knows its piece of the optimiser's state, and this rank's flat shard of its group.
@@ -193,7 +197,11 @@ def settings(run: Run, place: Place, micro_batch: int, weights: int) -> dict[str
         zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
     if execution.zero == 3:
         zero["stage3_param_persistence_threshold"] = execution.persist
-        zero["reduce_bucket_size"] = min(weights, 500_000_000)  # it is allocated whole
+        zero["reduce_bucket_size"] = min(max(1, weights // 16), 500_000_000)  # it is allocated whole
+        # shares of the network: by numbers made for the largest ones, a ViT would be whole from forward to backward
+        zero["stage3_max_live_parameters"] = max(1, weights // 4)
+        zero["stage3_max_reuse_distance"] = weights // 16
+        zero["stage3_prefetch_bucket_size"] = min(weights // 16, 50_000_000)
     for name, key in (("optimiser", "offload_optimizer"), ("weights", "offload_param")):
         if name in execution.offload:
             zero[key] = {"device": "cpu", "pin_memory": on_gpu}

@@ -67,3 +67,7 @@ class Holding:
         """Take an average back from a checkpoint's whole tensors."""
         for name, value in average.kept.items():
             value.copy_(saved[name])
+
+    def cut(self, whole: Tensor, piece: Tensor) -> None:
+        """Put this rank's numbers of a whole tensor in its piece: all of them."""
+        piece.copy_(whole.view_as(piece))

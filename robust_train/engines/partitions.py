@@ -70,7 +70,7 @@ class Partitions(Holding):
             yield network
             there = dict(network.model.named_parameters())
             for name, piece in self._pieces().items():
-                self._cut(there[name], piece)
+                self.cut(there[name], piece)
             for name, value in self._buffers().items():
                 value.copy_(network.model.get_buffer(name))
             # what small weights are kept whole beside their pieces is let go of, to be gathered anew
@@ -102,7 +102,7 @@ class Partitions(Holding):
         pieces = self._pieces()
         for name, value in average.kept.items():
             if name in pieces:
-                self._cut(saved[name], value)
+                self.cut(saved[name], value)
             else:
                 value.copy_(saved[name])
 
@@ -127,7 +127,7 @@ class Partitions(Holding):
     def _buffers(self) -> dict[str, Tensor]:
         return dict(self.module.model.named_buffers())
 
-    def _cut(self, whole: Tensor, piece: Tensor) -> None:
+    def cut(self, whole: Tensor, piece: Tensor) -> None:
         """Put this rank's numbers of a whole tensor in its piece."""
         mine = whole.detach().flatten()[self.place.rank * len(piece) :][: len(piece)]
         piece[: len(mine)].copy_(mine)

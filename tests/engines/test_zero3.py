@@ -75,7 +75,7 @@ def objectives() -> dict[str, Objective]:
 def run_of(objective: Objective, engine: Execution = Execution(), **changes: Any) -> Run:
     """Smooth, so that rounding decides no slope; blocks are recomputed."""
     network = Blueprint(ToyNetwork(smooth=True), group=4, checkpointing=True)
-    settings: dict[str, Any] = {"network": network, "updates": 3, "average": Average(0.9), "engine": engine}
+    settings: dict[str, Any] = {"network": network, "updates": 2, "average": Average(0.9), "engine": engine}
     return toy_run(objective, **{**settings, **changes})
 
 
@@ -171,6 +171,35 @@ def test_an_attack_leaves_gradients_hooks_and_accumulation_alone(found: Any) -> 
     cases = [(world, case, lines[4]) for world in (1, 2) for rank in found[world] for case, lines in rank.items()]
     assert len(cases) == 3 * len(found[1][0])
     assert not [case for case in cases if case[2]]
+
+
+def on_four(place: Place) -> dict[Any, Any]:
+    """{layout: metrics of six updates}: plain PyTorch and every stage; and bf16 by the last, beside plain PyTorch's."""
+    from robust_train.engines.deepspeed import DeepSpeedEngine
+
+    found: dict[Any, Any] = {}
+    for stage in (None, 0, 1, 2, 3):
+        run = run_of(Madry(LINF), Execution(zero=stage or 0, persist=0), updates=6)
+        with PlainEngine(run, place) if stage is None else DeepSpeedEngine(run, place) as engine:
+            found[stage] = trained(engine)
+    run = run_of(Madry(LINF), CUT, precision="bf16")
+    for make in (PlainEngine, DeepSpeedEngine):
+        with make(run, place) as engine:
+            found[make.__name__] = trained(engine), weights(engine)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_one_two_and_four_ranks_give_one_curve_at_every_stage_and_bf16_is_plain_pytorchs() -> None:
+    """Law 2 across ranks and stages, to 1e-5; in bf16 beside plain PyTorch on as many ranks."""
+    alone = on_ranks(1, on_four)[0]
+    for world in (2, 4):
+        for rank in on_ranks(world, on_four):
+            for stage in (None, 0, 1, 2, 3):
+                for line, other in zip(alone[None], rank[stage], strict=True):
+                    assert line == pytest.approx(other, rel=1e-5, abs=1e-5), (world, stage)
+            close(rank["PlainEngine"][1], rank["DeepSpeedEngine"][1], f"bf16 on {world} ranks")
 
 
 def counted(place: Place) -> dict[tuple[int, bool], Counter[str]]:

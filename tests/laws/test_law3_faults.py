@@ -76,7 +76,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_left_alone(tmp_path: Path, engi
     assert checkpoint.best(killed).name == checkpoint.best(alone).name  # type: ignore[union-attr]
 
 
-LAYOUTS = ("plain", 0, 1, 2, 3)
+LAYOUTS = {"momentum": ("plain", 0, 1, 2), "adamw": ("plain", 0, 1, 2, 3)}  # by optimiser
 OPTIMISERS = {
     "momentum": Optimiser(name="momentum", lr=0.02, weight_decay=1e-3),
     "adamw": Optimiser(name="adamw", lr=0.01, weight_decay=0.1),
@@ -98,7 +98,7 @@ def engine_of(layout: Any, optimiser: str, folder: Path, place: Place, updates: 
 def written(place: Place, folder: Path) -> None:
     """Three updates and a checkpoint, by each layout with each optimiser."""
     for optimiser in OPTIMISERS:
-        for layout in LAYOUTS:
+        for layout in LAYOUTS[optimiser]:
             with engine_of(layout, optimiser, folder / f"{place.world}-{layout}-{optimiser}", place, 3) as engine:
                 trained(engine)  # the last update is saved
 
@@ -108,7 +108,7 @@ def gone_on(place: Place, folder: Path) -> dict[Any, Any]:
     found = {}
     for path in sorted(folder.iterdir()):
         by, optimiser = path.name.rpartition("-")[::2]
-        for layout in LAYOUTS:
+        for layout in LAYOUTS[optimiser]:
             with engine_of(layout, optimiser, Path("read"), place, 6) as engine:
                 gone_back(engine, path / "checkpoints" / "00000003")
                 states = {name: deepcopy(engine.optimiser_state(name)) for name in engine.parameters}
@@ -142,7 +142,7 @@ def test_a_checkpoint_is_gone_on_from_at_any_world_size_and_stage(crossed: Any, 
     engine = engine_of("plain", optimiser, tmp_path, Place(), 6)
     trained(engine)
     last = {key[1:]: found[2] for key, found in crossed.items() if key[0] == optimiser}
-    assert len(last) == (2 * len(LAYOUTS)) ** 2
+    assert len(last) == (2 * len(LAYOUTS[optimiser])) ** 2
     for layouts, found in last.items():
         assert_alike(found, weights(engine), layouts)
 
