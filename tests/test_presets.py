@@ -64,6 +64,8 @@ EPOCHS = {
     "cifar/wrn34-10-free8": 205,
     "cifar/rn18-grad-align": 30,
     "cifar/gallery": 100,
+    "cifar/rn18-infoat": 120,
+    "cifar/rn18-infoat-shuffled": 120,
     "cifar/rn18-weight-adversary": 30,
     "cifar/small": 10,
     "cifar/small-plain": 10,

@@ -16,10 +16,10 @@ from robust_train.nouns.roots import (
     Piece,
     Tensors,
     Transform,
-    Weighting,
 )
 from robust_train.nouns.samples import PIXELS, Batch, Extra, Place, Scale, Shape
 from robust_train.nouns.schedule import Noun, Schedule, at, number, within
+from robust_train.nouns.terms import Divergence, Weighting
 
 __all__ = [
     "PIXELS",
@@ -27,6 +27,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Dataset",
+    "Divergence",
     "Edit",
     "Evaluator",
     "Extra",

@@ -41,28 +41,6 @@ class Objective(Noun, ABC):
         return 1
 
 
-class Weighting(Noun, ABC):
-    """How much each image counts in a loss, from what the network says of it."""
-
-    def layers(self, network: Any) -> tuple[str, ...]:
-        """The layers whose outputs on attacked images it looks at. None by default."""
-        return ()
-
-    @abstractmethod
-    def __call__(
-        self, clean: Tensor, attacked: Tensor, targets: Tensor, features: Mapping[str, Tensor], key: Any
-    ) -> Tensor:
-        """[B] weights, with a graph only where it says so.
-
-        clean, attacked [B, C]: logits. targets: labels or distributions. features: {layer: its output on attacked
-        images, [B, ...]} of `layers`.
-        """
-
-    def groups(self) -> int:
-        """Consecutive images that are weighed against each other, which a micro-batch may not cut; 1: each alone."""
-        return 1
-
-
 class Model(Noun, ABC):
     """Builds a torch module from images to logits."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from robust_train.keyed.mode import Precision
 from robust_train.losses import correct, cross_entropy, full, kl
 from robust_train.models.ensemble import Ensemble, Mean, mixed
 from robust_train.models.network import Network
-from robust_train.nouns import Attack, Batch, Loss, Objective, Raising, State, number
+from robust_train.nouns import Attack, Batch, Dataset, Divergence, Loss, Objective, Part, Raising, State, number
+from robust_train.objectives.divergence import KL
 from robust_train.read.errors import ConfigError
 from robust_train.read.paths import FilePath
 from robust_train.read.registry import Number, objectives
@@ -49,6 +51,7 @@ class Distill(Objective):
     kl_of: Literal["image", "classes"] = "image"  # KL is a sum over classes, or their mean as in RSLAD's and ARD's code
     teacher_sees: Literal["clean", "attacked"] = "clean"  # t is said of x, or of x' (then beta must be 1)
     teacher_precision: Precision = "bf16"  # of the teachers' forwards
+    term: Divergence = field(default_factory=KL)  # KL, or what stands in its place; of logits over T
 
     examples = """
     - {teachers: [NETWORK/0, NETWORK/1], draws: 2, teacher_precision: fp32}
@@ -57,6 +60,8 @@ class Distill(Objective):
     - {teachers: [NETWORK/1], temperature: 1.0, alpha: 1.0, beta: 5/6, raises: teacher, kl_of: classes,
       teacher_precision: fp32,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
+    - {teachers: [NETWORK/0], teacher_precision: fp32,
+      term: {use: gkl, alpha: 0.2, beta: 20.0, gamma: 0.3, weights: image}}
     - {teachers: [NETWORK/0], teacher_sees: attacked, teacher_precision: fp32,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}}
     """
@@ -107,18 +112,27 @@ class Distill(Objective):
                     )
                 label = cross_entropy(clean, batch.targets).mean()
                 metrics |= {"loss/clean": label, "accuracy/clean": correct(clean, batch.targets).mean()}
-                soft.append((1 - beta) * kl(clean / heat, said).mean())
+                soft.append((1 - beta) * self.term(said, clean / heat, batch.targets, state).mean())
                 total = total + (1 - alpha) * label
             if adversarial is not None:
                 attacked = network(adversarial)
                 metrics["accuracy/attacked"] = correct(attacked, batch.targets).mean()
-                soft.append(beta * kl(attacked / heat, said).mean())
+                soft.append(beta * self.term(said, attacked / heat, batch.targets, state).mean())
 
         distilled = heat**2 * torch.stack(soft).sum()
         if self.kl_of == "classes":
             distilled = distilled / said.shape[1]
         metrics |= {"loss/distill": distilled, "accuracy/teachers": correct(said, batch.targets).mean()}
-        return Loss(total + alpha * distilled, metrics)
+        return Loss(total + alpha * distilled, metrics, sums=self.term.sums(said, batch.targets))
+
+    def parts(self, network: Any, data: Dataset) -> Mapping[str, Part]:
+        return self.term.parts(data)
+
+    def settle(self, network: Any, state: State, sums: Mapping[str, Tensor], update: int, updates: int) -> None:
+        self.term.settle(state, sums, update)
+
+    def groups(self) -> int:
+        return self.term.groups()
 
     def _said(self, ensemble: Ensemble, images: Tensor, key: Key, heat: float) -> Tensor:
         """[B, C] logits whose softmax is t, without a graph."""

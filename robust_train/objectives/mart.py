@@ -54,6 +54,8 @@ class Mart(Objective):
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: noise}, beta: 5.0}
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, beta: 5.0, loss: softmax,
       weighs: loss, weighting: {use: shuffled, of: confidence, group: 4}, slack: 1e-4}
+    - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, beta: 5.0,
+      weighting: {use: information, group: 4}}
     """
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from robust_train.nouns import (
     Attack,
     Augmentation,
     Dataset,
+    Divergence,
     Edit,
     Evaluator,
     Mixing,
@@ -145,6 +146,7 @@ schedules: Registry[Schedule] = Registry(Schedule, "robust_train.engines.schedul
 evaluators: Registry[Evaluator] = Registry(Evaluator, "robust_train.evaluate")
 transforms: Registry[Transform] = Registry(Transform, "robust_train.compress")
 weightings: Registry[Weighting] = Registry(Weighting, "robust_train.objectives")
+divergences: Registry[Divergence] = Registry(Divergence, "robust_train.objectives")
 
 registries: dict[str, Registry[Any]] = {
     "threats": threats,
@@ -159,5 +161,6 @@ registries: dict[str, Registry[Any]] = {
     "evaluators": evaluators,
     "transforms": transforms,
     "weightings": weightings,
+    "divergences": divergences,
 }
 """Every registry by the name that `--list` takes."""

@@ -24,7 +24,7 @@ from robust_train.keyed import Key
 from robust_train.losses import cross_entropy, kl
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Goal, Raising, Score
-from robust_train.objectives.trades import Divergence
+from robust_train.objectives.trades import Apart
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from robust_train.threats.pixels import L0
@@ -75,7 +75,7 @@ ATTACKS: list[Attack] = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.use}-{getattr(attack, 'keep', '')}")
-@pytest.mark.parametrize("goal", [Divergence(), softened()], ids=["trades", "distill"])
+@pytest.mark.parametrize("goal", [Apart(), softened()], ids=["trades", "distill"])
 def test_a_goal_is_asked_about_the_rows_that_are_left(attack: Attack, goal: Goal):
     """Each image as in a batch of its own, though others are set aside before and beside it."""
     network, images = network_of(), pictures()
