@@ -64,6 +64,7 @@ EPOCHS = {
     "cifar/wrn34-10-free8": 205,
     "cifar/rn18-grad-align": 30,
     "cifar/gallery": 100,
+    "cifar/wrn34-10-ikl": 200,
     "cifar/rn18-infoat": 120,
     "cifar/rn18-infoat-shuffled": 120,
     "cifar/rn18-weight-adversary": 30,

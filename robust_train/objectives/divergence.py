@@ -50,7 +50,7 @@ class DKL(Divergence):
 
         beta wMSE(sg p; n, sg a) + alpha (-sum_k sg p_k log q_k),    p = softmax n, q = softmax a
 
-    At alpha = beta = 1 its gradients are KL's, into n and into a; its value is larger by p's entropy and another square.
+    At alpha = beta = 1 its gradients are KL's, into n and into a; its value is another.
     Cui et al. 2024 (arXiv 2305.13948, theorem 1). n: the reference's logits, a: the others'.
     """
 
@@ -95,8 +95,8 @@ class IKL(Divergence):
         beta wMSE(w; n, a) + alpha (-sum_k sg p_k log q_k),    w = row y of the table, no gradient
 
     Row y: the mean of softmax(n / heat) over the last epoch's training images of class y, right or wrong; 1/C before
-    the first is over. Cui et al. 2024 (arXiv 2305.13948, section 3.3). With `weights: image` w = softmax(n / heat) of the
-    image itself, and no table. The table is a part: its sums go over all ranks once an update, C^2 numbers.
+    the first is over. Cui et al. 2024 (arXiv 2305.13948, section 3.3). With `weights: image` w = softmax(n / heat) of
+    the image itself, and no table. The table is a part: its sums go over all ranks once an update, C^2 numbers.
     """
 
     alpha: float  # of the cross-entropy with soft labels: 4 on CIFAR-10
