@@ -35,7 +35,7 @@ def soft_cross_entropy(reference: Tensor, logits: Tensor) -> Tensor:
 @divergences.register("kl")
 @dataclass(frozen=True)
 class KL(Divergence):
-    """KL(p || q) = sum_k p_k (log p_k - log q_k), p of the reference. Gradients flow into both."""
+    """The divergence itself: sum_k p_k (log p_k - log q_k), p of the reference. Gradients flow into both."""
 
     examples = "- {}"
 
