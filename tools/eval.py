@@ -98,7 +98,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     )
     of_network(parser.add_argument_group("what is judged"))
     where = parser.add_argument_group("on which images")
-    where.add_argument("--data", metavar="URL", help="shards: a path, folder, glob, brace list or URL (the run's own)")
+    own = "shards (path, folder, glob, brace list, URL), class folders, or a .csv of path,label (the run's own)"
+    where.add_argument("--data", metavar="URL", help=own)
     where.add_argument(
         "--list", metavar="FILE", dest="listed", help="names of images, one a line: those alone are judged"
     )
