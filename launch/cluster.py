@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.address import address_of
-from launch.wire import Said, Terminal, incurable, listening, speaking
+from launch.wire import Said, Terminal, incurable, listening, obeying, passing_on, speaking
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
 
@@ -200,7 +200,7 @@ def fit(run: Run, home: Path) -> None:
         ),
     )
     try:
-        with listening(said):
+        with listening(said), passing_on(said):
             trainer.fit()
     except TrainingFailedError as error:
         refusal = ray.get(said.refusal.remote())
@@ -272,9 +272,11 @@ def do(run: Run, said: Any, terminal: Terminal) -> None:
     from robust_train import job
     from robust_train.engines.deepspeed import DeepSpeedEngine
     from robust_train.engines.place import place_of_environment
+    from robust_train.leaving import ask
 
     if not run.cluster.gpu:
         torch.set_num_threads(max(1, int(run.cluster.cpus)))  # the cores that are reserved, not all of the machine's
     place = place_of_environment(run.cluster.gpu)
-    with speaking(said, terminal) if place.leads else nullcontext():
+    hears = place.leads
+    with speaking(said, terminal) if hears else nullcontext(), obeying(said, ask) if hears else nullcontext():
         job.do(run, DeepSpeedEngine, place)

@@ -150,7 +150,7 @@ class Sweep:
     def _run(self, tree: Tree, where: str, given: Mapping[str, Any]) -> Run:
         from robust_train.run import Run
 
-        return parse(Run, {**tree, **given}, where, f"{self.run} as {where} of the sweep has it")
+        return Run.of({**tree, **given}, where, f"{self.run} as {where} of the sweep has it")
 
 
 def changed(tree: Tree, settings: Iterable[str] | Mapping[str, Any], where: str) -> Tree:

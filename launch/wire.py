@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ class Said:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._refusal: BaseException | None = None
+        self._leaving = False
 
     def say(self, text: str) -> None:
         """Add to what is to be shown."""
@@ -33,6 +35,14 @@ class Said:
         """What was said since the last call."""
         text, self._text = "".join(self._text), []
         return text
+
+    def leave(self) -> None:
+        """The process that started it was asked to leave."""
+        self._leaving = True
+
+    def leaving(self) -> bool:
+        """Whether it was."""
+        return self._leaving
 
     def refuse(self, error: BaseException) -> None:
         """No other try can cure this; the first such error counts."""
@@ -100,6 +110,47 @@ def speaking(said: Any, terminal: Terminal) -> Iterator[None]:
     finally:
         stream.flush()
         ray.get(said.say.remote(""))  # calls of one process arrive in their order: after this one, all have
+
+
+@contextmanager
+def obeying(said: Any, leave: Callable[[], None]) -> Iterator[None]:
+    """`leave` is called where the process that started it is asked to leave, while it lasts."""
+    import ray
+
+    over = threading.Event()
+
+    def follow() -> None:
+        with suppress(ray.exceptions.RayError):
+            while not over.wait(PERIOD):
+                if ray.get(said.leaving.remote()):
+                    leave()
+                    return
+
+    thread = threading.Thread(target=follow, name="obeying", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+@contextmanager
+def passing_on(said: Any) -> Iterator[None]:
+    """SIGTERM goes to the processes of the run while it lasts; a second one ends this process as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        said.leave.remote()
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine
 from robust_train.engines.pieces import refuse_pieces
 from robust_train.evaluate.accuracy import refuse_unboxed
-from robust_train.forecast import rehearse
-from robust_train.nouns import Attack, Place, Schedule, within
+from robust_train.forecast import made_up, rehearse
+from robust_train.keyed import Key
+from robust_train.nouns import Attack, Place, Schedule, at, within
 from robust_train.read.errors import ConfigError
+from robust_train.read.ranges import refusals
 from robust_train.run import Run
 
 GIB, MIB = 2**30, 2**20
@@ -29,6 +32,7 @@ CURED = (errno.ENOSPC, errno.EDQUOT)  # what every command line says of a full d
 def check(run: Run, world: int) -> str:
     """What must hold before an engine is built for `world` ranks. Raises ConfigError or DataError if it does not."""
     in_order(run)
+    in_range(run)
     refuse_pieces(run)
     size = micro_batch_size(run, world)
     for _, attack in within(run, Attack):
@@ -56,6 +60,22 @@ def in_order(run: Run) -> None:
         )
 
 
+def in_range(run: Run) -> None:
+    """Refuse schedules that lead to a number its field does not allow. ConfigError names the update."""
+    owners = {"objective": run.objective, "optimiser": run.optimiser, "average": run.average}
+    turns = {turn for _, schedule in within(run, Schedule) for turn in schedule.turns(run.updates)}
+    grid = {run.updates * share // 100 for share in range(100)} | {round(turn) for turn in turns} | {run.updates - 1}
+    for update in sorted(update for update in grid if 0 <= update < run.updates):
+        for name, owner in owners.items():
+            try:
+                now = at(owner, update, run.updates)
+                wrong = next(iter(refusals(now)), None) if is_dataclass(now) else None
+                if wrong is not None:
+                    raise ValueError(f"{wrong[0]}: {wrong[1]}")
+            except ValueError as error:
+                raise ConfigError(f"run.{name}, at update {update:,} of its schedules: {error}") from None
+
+
 def check_room(run: Run, engine: Engine) -> list[str]:
     """Whether disk and device hold what `engine` will need, in words. Raises ConfigError if not.
 
@@ -63,9 +83,35 @@ def check_room(run: Run, engine: Engine) -> list[str]:
     """
     weights, _ = engine.holding.numbers()
     lines = [f"network: {weights:,} weights"]
+    trains(run, engine)
     if engine.place.leads:
         lines.append(room(run, engine))
     return [*lines, memory(run, engine)]
+
+
+@torch.no_grad()
+def trains(run: Run, engine: Engine) -> None:
+    """Refuse a network that takes images at rest and not in training, or answers otherwise there. Costs a forward."""
+    network, size = engine.module, min(engine.micro_batch, max(2, run.unit()))
+    batch = made_up(run.data, size, engine.device, engine.dtype)
+    model = getattr(run.network.model, "name", run.network.model.use)
+    try:
+        with network.drops(Key(run.seed).of("rehearsal").rows(batch.position)):
+            logits = network(batch.images)
+    except torch.OutOfMemoryError:
+        return  # the rehearsal says what to do
+    except (ValueError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"run.network: {model} cannot be trained on samples {tuple(run.data.shape)}: {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}. Set the rates of its dropout to 0 if it is theirs, or take "
+            "another model."
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (size, run.data.classes):
+        said = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"run.network: {model} gives {said} in training, not logits [{size}, {run.data.classes}]: it has further "
+            "heads there. Switch them off (network.model.options), or take another model."
+        )
 
 
 def writable(folder: Path, option: str = "folder=runs/NAME") -> None:

@@ -18,10 +18,11 @@ from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
 from robust_train.evaluate.accuracy import judged
 from robust_train.forecast import Forecast, forecast
-from robust_train.judging import Judge
+from robust_train.judging import Judge, Judged
 from robust_train.keyed import Key
+from robust_train.leaving import heard, patiently
 from robust_train.nouns import Attack, Place, at
-from robust_train.ownership import alone, finished, prepare, same, same_data
+from robust_train.ownership import alone, branched, finished, prepare, same, same_data
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError
 from robust_train.records import Records
@@ -37,6 +38,11 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
 
     Everything that can be found wrong beforehand is found before the first update.
     """
+    with heard():
+        return _do(run, make, place)
+
+
+def _do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, Any]:
     prepare(run, place)
     if done := finished(run):
         return done
@@ -50,7 +56,8 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
             records.expect(forecast(run, engine))
             while True:
                 try:
-                    train(run, engine, judge, records)
+                    with patiently():
+                        train(run, engine, judge, records)
                     return finish(run, engine, judge, records)
                 except RollBack as fault:
                     roll_back(run, engine, judge, records, fault)
@@ -81,6 +88,9 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
             load(run, engine, Judge(run, engine), newest)
             lines.append(f"goes on from update {engine.updates:,} ({newest})")
             lines += uses.changed(run.uses, newest)
+        elif (source := branched(run)) is not None:
+            load(run, engine, Judge(run, engine), source)
+            lines.append(f"branches from {source}: goes on from update {engine.updates:,}")
         elif run.start is not None:
             head = engine.begin_with(weights_of(Path(run.start)), run.start)
             lines.append(f"begins with {run.start}" + f", a new head: {', '.join(head)}" * bool(head))
@@ -96,11 +106,25 @@ def begin(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
         for line in uses.changed(run.uses, newest):
             records.say(f"{line}: from update {engine.updates} on, what is here is used")
         return
+    if (source := branched(run)) is not None:
+        branch(run, engine, judge, records, source)
+        return
     records.resume(0)
     if run.start is not None:
         start_from(engine, Path(run.start), records)
     elif run.network.model.calibrated_on():
         calibrate(run, engine)
+
+
+def branch(run: Run, engine: Engine, judge: Judge, records: Records, source: Path) -> None:
+    """Go on from another run's checkpoint: its metrics come first, then a line that says where this run begins."""
+    closed = load(run, engine, judge, source)
+    judge.judged = Judged()  # the best of this run is one of its own
+    if engine.place.leads:
+        checkpoint.mark_best(run.path, None, 0.0)
+    records.inherit(engine.updates, source.parent.parent / "metrics.jsonl", closed)
+    records.add(engine.updates, {"branch/updates": engine.updates})
+    records.say(f"branches from {source}: goes on from update {engine.updates:,}")
 
 
 def calibrate(run: Run, engine: Engine) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 from robust_train import checkpoint, disk
 from robust_train.check import writable
-from robust_train.nouns import Place
+from robust_train.nouns import Objective, Place, Schedule, within
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, DataError
-from robust_train.read.parse import difference, tree_of
-from robust_train.read.paths import path_fields
+from robust_train.read.parse import difference, load_tree, tree_of
+from robust_train.read.paths import path_fields, word
 from robust_train.read.paths import place as place_of
 from robust_train.run import Run
 
@@ -39,13 +39,17 @@ def prepare(run: Run, place: Place) -> None:
     same(run)
     if finished(run):  # its folder tells of the run as it was
         return
+    if not checkpoint.saved(run.path):
+        branched(run)
     if place.leads:
         writable(run.path)
     run.data.prepare()
     same_data(run)
     if place.leads:
         keep_sources(run)
-        disk.write_text(run.path / "run.yaml", run.dump())
+        if found := lineage(run):
+            disk.write_json(run.path / "lineage.json", found)
+        disk.write_text(run.path / "run.yaml", said(run))
 
 
 def keep_sources(run: Run) -> None:
@@ -98,11 +102,95 @@ def same(run: Run) -> None:
     now = Run.load(run.dump())  # as it will be read again: a run made in Python may say 2 where YAML's is 2.0
     there = replace(Run.load(said), **{name: getattr(now, name) for name in FREE})
     changed = difference(as_compared(there), as_compared(now))
+    why = ""
+    if [line.partition(":")[0] for line in changed] == ["updates"]:
+        why = in_place(there, now)
+        changed = changed if why else []
     if changed:
         raise ConfigError(
-            f"{run.path} holds another run:\n  " + "\n  ".join(changed) + "\nGive this one another folder "
-            "(folder=runs/NAME)."
+            f"{run.path} holds another run:\n  " + "\n  ".join(changed) + f"\n{why}Give this one another folder "
+            f"(folder=runs/NAME), where it may go on from this one's last checkpoint: branch={run.folder}."
         )
+
+
+def in_place(there: Run, now: Run) -> str:
+    """Why a run's updates cannot be raised in its own folder; nothing where what is done would be done in the same way.
+
+    So it is where no schedule so far depends on the number of updates, and no distance is a share of it.
+    """
+    if now.updates < there.updates:
+        return "Updates that are done cannot be taken back. "
+    done = max((int(path.name) for path in checkpoint.saved(now.path)), default=0)
+    for place, schedule in within(there, Schedule):
+        turns = {round(turn) for turn in (*schedule.turns(there.updates), *schedule.turns(now.updates))}
+        grid = {done * share // 1000 for share in range(1000)} | turns | {turn - 1 for turn in turns} | {done - 1}
+        if any(schedule(u, there.updates) != schedule(u, now.updates) for u in grid if 0 <= u < done):
+            return f"{place} would have been another so far in a run of so many updates. "
+    for name, every in (("validate.every", there.validate.every), ("validate.probe.every", there.validate.probe.every)):
+        if isinstance(every, str) and done:
+            return f"{name}={every} is a share of the run. "
+    if type(there.objective).settle is not Objective.settle and done:
+        return f"objective {there.objective.use} may look at the number of updates. "
+    return ""
+
+
+def branched(run: Run) -> Path | None:
+    """The checkpoint that a run branches from: the one it names, or of a run's folder the newest. ConfigError."""
+    if run.branch is None:
+        return None
+    path = Path(word(run.branch))
+    if (path / "checkpoints").is_dir():
+        newest = checkpoint.newest(path)
+        if newest is None:
+            raise ConfigError(f"branch={run.branch}: {path} holds no checkpoint yet. Let that run reach its first one.")
+        path = newest
+    position = path / "position.json"
+    if not position.is_file():
+        raise ConfigError(f"branch={run.branch} is no checkpoint of a run: name a run's folder, or a checkpoint in it.")
+    done = int(json.loads(position.read_text(encoding="utf-8"))["updates"])
+    if done >= run.updates:
+        raise ConfigError(
+            f"branch={run.branch} has done {done:,} updates, and this run has {run.updates:,}: say updates={done + 1} "
+            "or more"
+        )
+    there = load_tree(path / "run.yaml").get("optimiser", {}).get("name")
+    if there != run.optimiser.name:
+        raise ConfigError(
+            f"branch={run.branch} was trained with optimiser.name={there}, whose state {run.optimiser.name} cannot go "
+            f"on with. Keep it, or begin with the weights alone: branch=null start={path}."
+        )
+    return path
+
+
+def lineage(run: Run) -> list[dict[str, Any]]:
+    """What a run branches from, what that branches from, and so on: name, checkpoint, updates, sha256 of its weights.
+
+    Kept in lineage.json: the folders named there may be gone by the time it is read.
+    """
+    kept = run.path / "lineage.json"
+    if kept.is_file():
+        return list(json.loads(kept.read_text(encoding="utf-8")))
+    path = branched(run)
+    if path is None:
+        return []
+    manifest = checkpoint.verify(path)
+    above = path.parent.parent / "lineage.json"
+    own = {
+        "run": load_tree(path / "run.yaml").get("name"),
+        "checkpoint": str(path),
+        "updates": int(json.loads((path / "position.json").read_text(encoding="utf-8"))["updates"]),
+        "weights": manifest["sha256"]["weights.safetensors"],
+    }
+    return [own, *(json.loads(above.read_text(encoding="utf-8")) if above.is_file() else [])]
+
+
+def said(run: Run) -> str:
+    """The run as its run.yaml says it, what it branches from at its head."""
+    head = ""
+    for one in lineage(run):
+        head += f"# branches from {one['checkpoint']} ({one['run']}, update {one['updates']:,}, "
+        head += f"weights {one['weights'][:12]})\n"
+    return head + run.dump()
 
 
 def same_data(run: Run) -> list[str]:

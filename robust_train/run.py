@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from robust_train.epochs import in_updates
 from robust_train.keyed import Key
 from robust_train.models.blueprint import Blueprint, Recipe
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
-from robust_train.read import overrides
+from robust_train.read import overrides, uses
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import dump, load_tree, parse
 from robust_train.read.paths import FilePath, place, word
@@ -37,13 +38,14 @@ class Run:
     data: Dataset  # where images come from, and how they are augmented
     network: Blueprint  # what is trained
     objective: Objective  # what each update minimises
-    updates: int  # optimiser steps of the whole run
+    updates: int  # optimiser steps of the whole run; `20 epochs` says it too, here and wherever updates are counted
     batch: int  # images an update, over all devices: the contract; micro-batches and accumulation follow from it
     changed_data: Literal["refuse", "accept"] = "refuse"  # when it goes on with other data than its checkpoint knew
     uses: tuple[str, ...] = ()  # modules of your own, imported before the rest is read: [my_lab.half]
     name: str = "run"  # what the run is called in W&B and tables
     folder: FilePath = "runs/run"  # the folder that everything it writes goes to
     seed: int = 0  # decides every random number
+    branch: FilePath | None = None  # a run's folder or checkpoint to go on from: optimiser, average, state, position
     start: FilePath | None = None  # a checkpoint, or a weights file, to begin from; another head is allowed
     mixing: Mixing | None = None  # mixup or cutmix of each batch before the objective; null: none
     optimiser: Optimiser = field(default_factory=Optimiser)  # how gradients become steps
@@ -62,6 +64,8 @@ class Run:
         for name in ("updates", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.branch is not None and self.start is not None:
+            raise ValueError("branch goes on from a checkpoint and start begins from one: say one of them")
         mixed, own = getattr(self.mixing, "smoothing", 0.0), getattr(self.objective, "smoothing", 0.0)
         if mixed and own:
             raise ValueError(
@@ -84,7 +88,14 @@ class Run:
         tree = load_tree(str(source) if text else Path(source))
         moved = None if text else kept_in(Path(source))
         tree = tree if moved is None else {**tree, "folder": str(moved)}
-        return parse(cls, overrides.apply(tree, changes or []), "run", None if text else str(source))
+        return cls.of(overrides.apply(tree, changes or []), "run", None if text else str(source))
+
+    @classmethod
+    def of(cls, tree: dict[str, Any], where: str = "run", source: str | None = None) -> Run:
+        """The run that a tree says; `N epochs` in it become updates. Raises ConfigError."""
+        if "uses" in tree:
+            uses.bring(tree["uses"], source)  # its data set may be one of theirs
+        return parse(cls, in_updates(tree), where, source)
 
     def dump(self) -> str:
         """The whole run as YAML: `Run.load(run.dump()) == run`."""

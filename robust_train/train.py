@@ -33,5 +33,6 @@ def train(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
             records.add(update, judge.validate())
         if run.validate.probe.due(update, run.updates):
             judge.probe(batch, records)
-        if run.checkpoint.due(update, run.updates) or judge.improved:
+        if run.checkpoint.due(update, run.updates) or judge.improved or engine.leaving:
             save(run, engine, judge, records)
+        engine.leave()  # where SIGTERM has come

@@ -150,6 +150,21 @@ def test_the_free_memory_of_this_machine_is_a_sensible_number():
     assert 2**26 < available(Place()) < 2**46
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda logits: (logits, logits), "cannot be trained on samples.*AttributeError"),
+        (lambda logits: logits[:, :-1], r"gives \[\d+, \d+\] in training"),
+        (lambda logits: logits.view(3, 1, 4, 1, 5), "cannot be trained on samples.*RuntimeError"),
+    ],
+)
+def test_a_network_that_answers_otherwise_in_training_is_refused(answer, said):
+    engine = PlainEngine(toy_run(MADRY))
+    engine.module.model.register_forward_hook(lambda model, _, logits: answer(logits) if model.training else logits)
+    with pytest.raises(ConfigError, match=said):
+        check_room(toy_run(MADRY), engine)
+
+
 def test_a_folder_can_be_written_if_it_could_be_made(tmp_path):
     writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []

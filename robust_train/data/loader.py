@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -313,3 +316,12 @@ def _as_it_is(result: Any) -> Any:
 
 def _begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer; it ends its workers
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """End with the process that the work is for, however that ended: the fork server ends when its last worker has."""
+    wait([sentinel])
+    os._exit(0)

@@ -25,7 +25,7 @@ from robust_train.data.streams import Streams
 from robust_train.data.table import Table, open_table
 from robust_train.nouns import Batch, Dataset, Extra, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
-from robust_train.read.paths import FilePath
+from robust_train.read.paths import FilePath, home_cache
 from robust_train.read.registry import datasets
 
 
@@ -60,7 +60,7 @@ class Shards(Dataset):
     streams: int = 8  # streams reader: equal parts read side by side; every world size that divides it fits
     window: int = 1024  # streams reader: samples that each stream holds and shuffles at a time
     workers: int = 0  # processes a rank that decode; 0: the training process itself
-    cache: FilePath = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
+    cache: FilePath = field(default_factory=home_cache)  # folder here for indices, unpacked and fetched shards
     missing: int = 0  # broken samples that are allowed before the run stops
     views: int = 1  # augmented views of each training image, each drawn anew: 2 for self-supervision
     labelled: bool = True  # false: samples without labels, such as a set beside another; every target is 0
@@ -127,6 +127,12 @@ class Shards(Dataset):
     def validation_size(self) -> int:
         """Validation samples, broken ones included; 0 where no validation shards are named."""
         return len(self._validation) if self.listed is None else len(self._chosen)
+
+    def epoch(self, batch: int) -> int:
+        """Updates an epoch: whole batches, of streams as many as each holds of its share."""
+        if isinstance(self._train, Streams):
+            return len(self._train) // self.streams // max(1, batch // self.streams)
+        return len(self._train) // batch
 
     def checksums(self) -> dict[str, str]:
         """sha256 of every shard, by name: which data a checkpoint was trained on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from robust_train.data.table import open_table
 from robust_train.disk import digest
 from robust_train.nouns import Batch, Dataset, Place, Shape
 from robust_train.read.errors import ConfigError, DataError
-from robust_train.read.paths import FilePath
+from robust_train.read.paths import FilePath, home_cache
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shift(Dataset, ABC):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # of resizing; the model's own, as timm says it
     workers: int = 0  # processes that decode; 0: the evaluating process itself
     missing: int = 0  # broken images that are allowed before the evaluation stops
-    cache: FilePath = "~/.cache/robust_train"  # folder on this machine for indices, unpacked and fetched shards
+    cache: FilePath = field(default_factory=home_cache)  # folder here for indices, unpacked and fetched shards
 
     spread: ClassVar[bool] = True
     harmless: ClassVar[tuple[str, ...]] = ("folder", "labels", "workers", "missing", "cache")

@@ -20,10 +20,11 @@ from robust_train.engines.parts import Parts
 from robust_train.engines.snapshot import Snapshot, put, take
 from robust_train.engines.sums import digest, names, pack, size, squared_norm, summed, unlike, unpack
 from robust_train.keyed import Key
+from robust_train.leaving import GO_ON, asked
 from robust_train.models.network import Network
 from robust_train.models.weights import fit_weights
 from robust_train.nouns import Batch, Loss, Objective, Place, State, at
-from robust_train.read.errors import NumericsError
+from robust_train.read.errors import NumericsError, Terminated
 from robust_train.run import Run
 
 
@@ -67,6 +68,7 @@ class Engine(ABC):
         self.left_out: set[int] = set()  # updates that were found to be bad and are passed over
         self.averaged: Averaged | None = None
         self.begin_average()
+        self.leaving = False  # whether any rank has been asked to leave
         self._losses: list[Loss] = []
         self._names: str | None = None  # what this process's last update consisted of
         self._broken: Tensor | None = None  # images of this rank's share that stand in for broken ones
@@ -184,6 +186,7 @@ class Engine(ABC):
         slots = {
             "flags": self._slot(self._flag(losses)),
             "names": self._slot(digest(str(self._names))),
+            "leave": self._slot(int(asked())),
         }
 
         head, tail = (slots, squares, metrics, counts), (sums, recorded)
@@ -194,6 +197,7 @@ class Engine(ABC):
         odd = [rank for rank, theirs in enumerate(told["names"].tolist()) if theirs != digest(str(self._names))]
         if odd:
             raise unlike(update, self.run.objective.use, "", None, f"on rank {odd[0]} than on rank {self.place.rank}")
+        self.leaving = bool(told["leave"].any())
         flagged = [rank for rank, flag in enumerate(told["flags"].tolist()) if flag]
         norms = {name: math.sqrt(value) for name, value in squared.items()}
         if flagged or not all(map(math.isfinite, norms.values())):
@@ -216,6 +220,11 @@ class Engine(ABC):
             self.counts[name] = self.counts.get(name, 0) + count
         self._settle({name: value.to(losses[0].sums[name].dtype) for name, value in sums.items()}, update)
         return found
+
+    def leave(self) -> None:
+        """Raises Terminated where any rank has been asked to leave, on all ranks after the same update."""
+        if self.leaving:
+            raise Terminated(f"terminated after update {self.updates - 1:,}, which a checkpoint holds; {GO_ON}")
 
     def _slot(self, value: Tensor | int) -> Tensor:
         """[world]: a value of this rank in its own place, so that the sum over the ranks holds every rank's."""

@@ -80,6 +80,22 @@ class KeyedDropout(KeyedDrop):
         return x * keep * (1 / (1 - self.rate))  # the scale by itself: rounded to x's half precision it would be biased
 
 
+class KeyedTableDropout(KeyedDropout):
+    """The same of a table [...] that all images share, such as a map from relative positions: one mask a key.
+
+    Its first axis counts no images, so its words are those of row 0 under the key, on every rank and in every
+    micro-batch. Elsewhere such a layer draws anew for each device's forward.
+    """
+
+    def keep(self, rows: int, count: int, device: torch.device) -> Tensor:
+        masks = self.held.now.masks
+        if not isinstance(masks, Draw):
+            return super().keep(rows, count, device)  # which says what is missing
+        key = masks.words.to(device)
+        drawn = words((key[0], key[1]), torch.zeros(1, dtype=torch.int64, device=device), rows * count, self.stream)
+        return drawn.view(rows, count) >= round(self.rate * 2**32)
+
+
 class KeyedDropPath(KeyedDrop):
     """Stochastic depth: y = x m / (1 - p) with one m ~ Bernoulli(1 - p) an image; `scale` false leaves 1 / (1 - p) out.
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout
+from robust_train.keyed.drops import KeyedDrop, KeyedDropout, KeyedDropPath, KeyedPatchDropout, KeyedTableDropout
 from robust_train.keyed.mode import Held
 from robust_train.read.errors import ConfigError
 
 CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 LAST = ("DenseLayer", "DenseBlock")  # timm's DenseNet and RDNet: F.dropout is the last thing their forward does
+TABLES = frozenset({"rel_pos", "rel_pos_mlp", "meta_mlp"})  # timm's maps from relative positions: they see no image
 RANDOM = frozenset(
     """dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout drop_path drop_block_2d
     patch_dropout_forward stochastic_depth rrelu rrelu_ fractional_max_pool2d fractional_max_pool3d gumbel_softmax rand
@@ -35,6 +36,8 @@ def replace_drops(model: nn.Module, held: Held) -> list[str]:
     names: list[str] = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
         made = keyed.get(module) or _keyed(module, len(names), held)
+        if isinstance(made, KeyedDropout) and TABLES & set(name.split(".")) and not made.channels:
+            made = KeyedTableDropout(made.rate, made.stream, held)
         if made is None:
             continue
         if module not in keyed:

@@ -143,6 +143,9 @@ class Dataset(Noun):
         def checksums(self) -> dict[str, str]:
             """sha256 of every shard, by name."""
 
+        def epoch(self, batch: int) -> int:
+            """Updates in which each training sample is seen once, but for those that are left over."""
+
         def known(self) -> dict[str, str]:
             """What a checkpoint remembers of the data, by shard: where it is another at a restart, that is refused."""
 
@@ -161,6 +164,9 @@ class Dataset(Noun):
 
         def known(self) -> dict[str, str]:
             return self.checksums()
+
+        def epoch(self, batch: int) -> int:
+            return self.train_size() // batch
 
 
 class Augmentation(Noun):

@@ -5,7 +5,8 @@
     ├── DataError           shards, samples, labels, manifests
     ├── NumericsError       a loss or a gradient that is not finite
     ├── InputError          (a ConfigError) tensors or a network that no attack or evaluation can take
-    └── CheckpointError     a checkpoint that is damaged, half-written or another run's
+    ├── CheckpointError     a checkpoint that is damaged, half-written or another run's
+    └── Terminated          SIGTERM; exit code 143
 
 Bad input raises one of these, and `main_guard` catches it once. Anything else is a bug and keeps its traceback.
 """
@@ -50,6 +51,11 @@ class InputError(ConfigError, ValueError):
     """Images, labels, logits or a network that an attack or an evaluation was given are not what it takes."""
 
 
+class Terminated(RunError):
+    """SIGTERM ended it: no fault, and the same command goes on. Exit code 143."""
+
+
+TERMINATED = 143  # 128 + SIGTERM
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 REFUSED = 2
 
@@ -73,7 +79,7 @@ def main_guard() -> Iterator[None]:
         yield
     except RunError as error:
         print(error, file=sys.stderr)
-        raise SystemExit(REFUSED) from None
+        raise SystemExit(TERMINATED if isinstance(error, Terminated) else REFUSED) from None
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

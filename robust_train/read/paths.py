@@ -78,6 +78,11 @@ def word(written: str) -> str:
         raise ConfigError(str(error)) from None
 
 
+def home_cache() -> str:
+    """Where what can be made again is kept, unless a run says otherwise."""
+    return os.path.expanduser("~/.cache/robust_train")
+
+
 def place(path: str | os.PathLike[str]) -> str:
     """Where a path leads, by one spelling: links followed, no `/` twice or at the end. Patterns, by their folder.
 

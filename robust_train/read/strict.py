@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from robust_train.nouns import Noun
 from robust_train.read.errors import nearest
+from robust_train.read.ranges import refusals
 
 Mistakes = list[str]
 
@@ -73,9 +74,12 @@ def _fields(cls: Any, tree: Any, place: str, wrong: Mistakes) -> Any:
     if len(wrong) > before:
         return None
     try:
-        return cls(**given)
+        made = cls(**given)
     except ValueError as error:  # from __post_init__, which knows the ranges
         return _refuse(str(error), place, wrong)
+    for name, what in refusals(made):
+        _refuse(what, _below(place, name), wrong)
+    return made
 
 
 def _noun(wanted: Any, tree: Any, place: str, wrong: Mistakes) -> Any:

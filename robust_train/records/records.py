@@ -60,7 +60,7 @@ class Records:
         self._counted = 0  # updates of this start
         self._tracker: Tracker | None = None
         if self.leads:
-            self._tracker = Tracker(self.folder, run.name, run.dump, self.tracking, self.say)
+            self._tracker = Tracker(self.folder, run.name, lambda: _config(self.folder, run), self.tracking, self.say)
 
     def __enter__(self) -> Records:
         if self.leads:
@@ -185,6 +185,16 @@ class Records:
             )
         self._metrics.open(size)
 
+    def inherit(self, update: int, path: Path, closed: Mapping[str, Any]) -> None:
+        """Begin with what the run that this one branches from had recorded by then; with nothing where that is gone."""
+        if not self.leads:
+            return
+        size = int(closed["bytes"])
+        whole = path.is_file() and path.stat().st_size >= size and jsonl.sha256(path, size) == closed["sha256"]
+        with path.open("rb") if whole else io.BytesIO() as file:
+            disk.write_bytes(self._metrics.path, file.read(size) if whole else b"")
+        self._metrics.open(size if whole else 0)
+
     def _before(self, update: int) -> int:
         """Where the first line of `update` or a later one begins, in bytes."""
         size = 0
@@ -219,6 +229,12 @@ class Records:
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
+
+
+def _config(folder: Path, run: Any) -> str:
+    """The run as YAML, and what it branches from."""
+    kept = folder / "lineage.json"
+    return run.dump() + (f"lineage: {kept.read_text(encoding='utf-8')}" if kept.is_file() else "")
 
 
 def _record(update: int, values: Mapping[str, Any]) -> dict[str, Any]:

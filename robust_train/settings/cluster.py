@@ -16,3 +16,7 @@ class Cluster:
     restarts: int = 3  # times Ray starts the processes again after a fault
     rate: float | None = None  # cost or energy of one device-hour, for the forecast; null: none is given
     unit: str = "kWh"  # the unit of `rate`
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"devices={self.devices} must be at least 1: it counts processes, one a device")

@@ -25,5 +25,7 @@ class Optimiser:
     options: dict[str, float | bool | str] = field(default_factory=dict)  # further arguments of timm's optimiser
 
     def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum:g} is not in [0, 1): at 1 no step is ever forgotten")
         if self.clip < 0:
             raise ValueError(f"clip={self.clip:g} must not be negative: it is the largest norm of the gradient")

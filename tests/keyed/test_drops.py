@@ -11,7 +11,7 @@ import torch._dynamo.testing
 from torch import nn
 
 from robust_train.keyed import Key, bits
-from robust_train.keyed.drops import KeyedDropout, KeyedDropPath, KeyedPatchDropout
+from robust_train.keyed.drops import KeyedDropout, KeyedDropPath, KeyedPatchDropout, KeyedTableDropout
 from robust_train.keyed.mode import Held
 
 KEY = Key(1).of("drops")
@@ -34,6 +34,24 @@ def test_dropout_keeps_the_share_it_says_and_the_mean(p):
         y = KeyedDropout(p, 3, held)(torch.ones(100, 500, dtype=torch.float64))
     assert set(y.unique().tolist()) == {0.0, 1 / (1 - p)}
     assert abs(float((y > 0).double().mean()) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / y.numel())
+
+
+def test_a_table_that_all_images_share_has_one_mask_whichever_images_are_there():
+    """On any rank, in any micro-batch, whatever the number of its rows; another key, another mask."""
+    held = Held()
+    drop = KeyedTableDropout(0.25, 3, held)
+    table = torch.ones(37, 500, dtype=torch.float64)
+    masks = []
+    for key in (rows(0, 1), rows(5), KEY.rows(torch.arange(64)), KEY.of("other").rows(torch.arange(2))):
+        with drawing(held, key):
+            masks.append(drop(table))
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[3])
+    assert set(masks[0].unique().tolist()) == {0.0, 4 / 3}
+    assert abs(float((masks[0] > 0).double().mean()) - 0.75) < 5 * math.sqrt(0.25 * 0.75 / table.numel())
+    with pytest.raises(ValueError, match="dropout needs a key"):
+        drop(table)
 
 
 def test_the_mask_is_written_down():

@@ -22,6 +22,7 @@ DROPS = {"drop_rate": 0.2, "drop_path_rate": 0.3}
 VIT = {"depth": 2, "num_heads": 3, **SMALL}
 FAMILIES: dict[str, tuple[str, dict]] = {
     "vit": ("vit_tiny_patch16_224", VIT | {"attn_drop_rate": 0.2, "proj_drop_rate": 0.1, "patch_drop_rate": 0.25}),
+    "relpos": ("vit_relpos_small_patch16_224", VIT),  # a table of relative positions with dropout of its own
     "deit3": ("deit3_small_patch16_224", VIT),
     "xcit": (
         "xcit_nano_12_p16_224",
@@ -125,7 +126,7 @@ def test_without_masks_a_model_is_what_timm_made(family):
     plain.load_state_dict(model.state_dict())
     plain.train().double()
     for module in plain.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.Dropout)):  # rates that are no field's too
             module.eval()
     with torch.no_grad():
         wanted = plain(PIXELS)
