@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from robust_train import command
-from robust_train.read.errors import main_guard
+from robust_train.read.errors import ConfigError, main_guard
 
 DEMO = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -27,6 +27,11 @@ def main(words: list[str]) -> None:
     if arguments.dry_run:
         print(run.dump(), end="")
         return
+    if command.torchrun() and not arguments.check:
+        raise ConfigError(
+            "these processes were started together (WORLD_SIZE is above 1), and launch.train starts processes by Ray. "
+            "Say torchrun ... -m robust_train RUN.yaml, or start launch.train alone."
+        )
     if arguments.debug or arguments.check:
         summary = command.here(run, arguments.check, devices=1 if arguments.debug else run.cluster.devices)
     else:

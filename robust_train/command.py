@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,16 +88,32 @@ def read(arguments: argparse.Namespace, default: str | None) -> Run:
 
 
 def here(run: Run, check_only: bool = False, devices: int = 1) -> dict[str, Any]:
-    """Do a run in this process, on one device, with plain PyTorch; or only check it, for so many devices."""
+    """Do a run in this process, on one device, with plain PyTorch; or only check it, for so many devices.
+
+    Among processes that torchrun started (WORLD_SIZE above 1) it is one rank of the run, with DeepSpeed, as under Ray;
+    what comes back is the leading rank's alone.
+    """
     from robust_train import job
+    from robust_train.engines.place import place_of_environment
     from robust_train.engines.plain import PlainEngine
     from robust_train.nouns import Place
 
+    if not check_only and torchrun():
+        from robust_train.engines.deepspeed import DeepSpeedEngine
+
+        place = place_of_environment(run.cluster.gpu)
+        summary = job.do(run, DeepSpeedEngine, place)
+        return summary if place.leads else {}
     place = Place(device=device(run))
     if not check_only:
         return job.do(run, PlainEngine, place)
     print("\n".join(job.look(run, PlainEngine, place, devices)))
     return {}
+
+
+def torchrun() -> bool:
+    """Whether this process is one of several that torchrun, or something like it, started together."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def device(run: Run) -> str:
