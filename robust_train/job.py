@@ -72,6 +72,7 @@ def look(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: 
 def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devices: int) -> tuple[list[str], Forecast]:
     """The same, the forecast as figures."""
     same(run)
+    finished(run)  # refuses a summary.json that is none
     writable(run.path)
     run.data.prepare()
     same_data(run)

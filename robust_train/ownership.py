@@ -19,6 +19,7 @@ from robust_train.read.errors import ConfigError, DataError
 from robust_train.read.parse import difference, load_tree, tree_of
 from robust_train.read.paths import path_fields, word
 from robust_train.read.paths import place as place_of
+from robust_train.read.text import json_of
 from robust_train.run import Run
 
 PATIENCE = 20.0  # seconds that a folder may still be held by a process that was killed
@@ -30,7 +31,8 @@ SHOWN = 10  # shards that are named where more have changed
 def finished(run: Run) -> dict[str, Any]:
     """The summary of a run that is done; else nothing."""
     path = run.path / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    remedy = "Remove it: the same command goes on from the newest checkpoint, and writes it anew."
+    summary = json_of(path, "the run's summary", remedy, dict) if path.exists() else {}
     return summary if summary.get("updates") == run.updates else {}
 
 
