@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from robust_train import checkpoint
 from robust_train.data.files.own import labels_for
@@ -14,8 +17,12 @@ from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.models.shapes import square
 from robust_train.models.timm import Timm
-from robust_train.nouns import Dataset
+from robust_train.models.weights import fit_weights, read_weights
+from robust_train.nouns import Dataset, Model, Shape
+from robust_train.read import uses, yaml
 from robust_train.read.errors import CheckpointError, ConfigError
+from robust_train.read.parse import parse
+from robust_train.read.registry import models
 from robust_train.run import Run
 from robust_train.trained import ENDINGS, is_ensemble, network_of
 
@@ -74,6 +81,44 @@ def of_timm(
     """A timm model by name, with weights from a local file, its own normalisation inside, in eval mode."""
     blueprint = Blueprint(Timm(name, weights=weights), mean=mean, std=std)
     return blueprint.build(classes, (channels, size, size), "fp32", 1).to(device).eval()
+
+
+def of_model(
+    said: str, device: str = "cpu", weights: str | None = None, classes: int = 1000, shape: Shape = (3, 224, 224)
+) -> Network:
+    """The network that a command line names: a timm model, a registered one, or one of a user's own function.
+
+        resnet50    {use: small-cnn, widths: [8, 16]}    my_lab.nets:make    {use: half-cnn} of --uses my_lab.nets
+
+    A function is called with no argument, and gives an nn.Module from images in [0, 1] to logits. weights: a local
+    file; where there is none the function's own, else random ones. In eval mode. Raises ConfigError.
+    """
+    module, colon, name = said.partition(":")
+    if colon and "{" not in said:
+        uses.bring([module], f"--model {said}")
+        make = getattr(import_module(module), name, None)
+        made = make() if callable(make) else make
+        if not isinstance(made, nn.Module):
+            raise ConfigError(f"--model {said}: {module}.{name} gives no nn.Module ({type(made).__name__})")
+        network = Network(made, classes, group=1)
+    elif "{" in said or said in models:
+        tree = yaml.read(said) if "{" in said else {"use": said}
+        network = Blueprint(parse(Model, tree, "model", "--model")).build(classes, shape, "fp32", 1)  # type: ignore[type-abstract]
+    else:
+        return of_timm(said, device, weights, classes, shape[0], shape[-1])
+    if weights is not None:
+        fit_weights(network.model, read_weights(Path(weights)), weights)
+    return network.to(device).eval()
+
+
+def brought_by(said: str) -> list[str]:
+    """The modules of a user's own that a model of this name may come from."""
+    module, colon, _ = said.partition(":")
+    if colon and "{" not in said:
+        return [module]
+    tree = yaml.read(said) if "{" in said else {"use": said}
+    kind = models.get(tree.get("use"))
+    return [] if kind is None or kind.__module__.startswith("robust_train.") else [kind.__module__]
 
 
 def validation_of(data: Dataset, url: str | None = None) -> Dataset:

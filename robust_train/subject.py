@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from robust_train import checkpoint, disk, fingerprint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
+from robust_train.evaluate.identity import of_network
 from robust_train.evaluate.shifts import preprocessing
 from robust_train.fingerprint import checksum
 from robust_train.keyed.mode import Noisy
-from robust_train.loading import load, of_timm, run_of, validation_of
+from robust_train.loading import brought_by, load, of_model, run_of, validation_of
 from robust_train.models.blueprint import Recipe
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
@@ -31,10 +32,11 @@ class Subject:
     """A network, or several as one, and its images. Any process that reaches the same files makes the same of it."""
 
     checkpoint: str | None = None  # a run's folder (its best, else its newest), a checkpoint, an ensemble's file
-    model: str | None = None  # instead: a timm model by name, with local weights
+    model: str | None = None  # instead: a model as loading.of_model reads it, with local weights
     weights: str | None = None
     classes: int = 1000  # of a timm model
     size: int = 224  # side of its images
+    channels: int = 3  # of its images
     crop: float | None = None  # middle share of them; None: the model's own, as timm says it
     averaged: bool = True  # the averaged weights, where the run kept them
     data: str | None = None  # shards; None: the run's validation images
@@ -45,12 +47,12 @@ class Subject:
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.model is None):
-            raise ValueError("name a checkpoint, or a timm model by --model")
+            raise ValueError("name a checkpoint, or a model by --model")
 
     def network(self, device: str = "cpu") -> Network | Ensemble:
         """In eval mode and float32, its noise as asked for. ConfigError where it has none to be fixed or off."""
         if self.model is not None:
-            made: Network | Ensemble = of_timm(self.model, device, self.weights, self.classes, size=self.size)
+            made: Network | Ensemble = of_model(self.model, device, self.weights, self.classes, self.shape)
         else:
             assert self.checkpoint is not None
             made = load(self.checkpoint, device, self.averaged)
@@ -62,7 +64,7 @@ class Subject:
     def shape(self) -> Shape:
         """Of an image."""
         recipe = self.recipe
-        return (3, self.size, self.size) if recipe is None else recipe.shape
+        return (self.channels, self.size, self.size) if recipe is None else recipe.shape
 
     def noise_of(self, network: Network | Ensemble) -> Noisy | None:
         """How the noise of its network is treated; None where it has none."""
@@ -83,8 +85,8 @@ class Subject:
             own |= {} if self.crop is None else {"crop": self.crop}
             found = Shards(train=url, validation=url, **own)
         else:
-            own = preprocessing(of_timm(str(self.model), classes=self.classes, size=self.size))
-            own |= {"classes": self.classes, "size": self.size}
+            own = preprocessing(of_model(str(self.model), "cpu", None, self.classes, self.shape))
+            own |= {"classes": self.classes, "size": self.size, "channels": self.channels}
             own |= {} if self.crop is None else {"crop": self.crop}
             found = Shards(train=url, validation=url, **own)
         if self.listed is not None:
@@ -130,7 +132,7 @@ class Subject:
         """The file or folder that the weights came from; of an ensemble its file."""
         if self.checkpoint is not None and is_ensemble(self.checkpoint):
             return self.checkpoint
-        return str(self.weights or checkpoint.find(self.checkpoint or ""))
+        return str(self.weights or self.model or checkpoint.find(self.checkpoint or ""))
 
     @property
     def title(self) -> str:
@@ -143,7 +145,9 @@ class Subject:
 
         For an ensemble a folder beside its file, named like it.
         """
-        return Path("runs") / str(self.model) if self.checkpoint is None else home_of(self.checkpoint)
+        if self.checkpoint is not None:
+            return home_of(self.checkpoint)
+        return Path("runs") / "".join(c if c.isalnum() or c in "_.-" else "-" for c in str(self.model)).strip("-")
 
     @property
     def picked(self) -> bool:
@@ -165,6 +169,8 @@ class Subject:
     @property
     def digest(self) -> str:
         """sha256 of the weights: of a file, of a checkpoint's manifest; of an ensemble of its file and its members'."""
+        if self.checkpoint is None and self.weights is None:  # a function gives it with its weights
+            return of_network(self.network())
         own = checksum(Path(self.source))
         if self.checkpoint is None or not is_ensemble(self.checkpoint):
             return own
@@ -195,6 +201,8 @@ class Subject:
     def brought(self) -> dict[str, str]:
         """{path: sha256} of the user's own modules that its network, or any member of an ensemble, is built from."""
         names = dict.fromkeys(name for folder in self.checkpoints for name in recipe_of(folder).uses)
+        if self.model is not None:
+            names |= dict.fromkeys(brought_by(self.model))
         return uses.checksums(names) if names else {}
 
     def identity(self, data: Dataset | None) -> dict[str, Any]:
@@ -217,3 +225,27 @@ class Subject:
         return replace(
             self, checkpoint=of(self.checkpoint), weights=of(self.weights), data=of(self.data), listed=of(self.listed)
         )
+
+
+@dataclass(frozen=True)
+class Several:
+    """Networks by name that are judged together, on the images of the first."""
+
+    each: dict[str, Subject]
+
+    def at(self, folder: str) -> Several:
+        """The same, its relative paths taken from `folder`: for another process."""
+        return Several({name: subject.at(folder) for name, subject in self.each.items()})
+
+    def networks(self, device: str = "cpu") -> dict[str, Network | Ensemble]:
+        """All of them."""
+        return {name: subject.network(device) for name, subject in self.each.items()}
+
+    def images(self) -> Dataset:
+        """The first one's, prepared."""
+        return next(iter(self.each.values())).images()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What the verdicts of each are a function of."""
+        return {name: fingerprint.digest(subject) for name, subject in self.each.items()}

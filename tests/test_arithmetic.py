@@ -17,7 +17,7 @@ from robust_train.engines import deepspeed
 from robust_train.engines.plain import PlainEngine
 from robust_train.objectives.plain import Plain
 from tests.toys import toy_run
-from tools.eval import device_of
+from tools.shared import device_of
 
 
 class Reached(Exception):

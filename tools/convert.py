@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import CheckpointError, ConfigError, RunError, main_guard
 from robust_train.read.paths import Parser
-from tools.eval import number, of_network
+from tools.shared import number, of_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    of_network(parser.add_argument_group("what is converted"))
+    of_network(parser.add_argument_group("what is converted"), timm_alone=True)
     to = parser.add_argument_group("to what")
     to.add_argument("--to", required=True, choices=FORMS, help="the form")
     to.add_argument("--out", required=True, metavar="PATH", help="a folder, or a .onnx or .pt2 file")

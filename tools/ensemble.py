@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
 from robust_train.read.paths import Parser
-from tools.eval import device_of, number
+from tools.shared import device_of, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ EPILOG = """examples
   python -m tools.ensemble v1.yaml runs/v1/standard runs/v1/low-sf --mean probabilities --weights 0.6,0.4
   python -m tools.ensemble v1.yaml runs/v1/standard runs/v1/low-sf --fit 'held-out-*.tar' --images 5000
       the shares with the least cross-entropy on 5,000 images that none of them was trained or picked on
-  python -m tools.eval v1.yaml --corruptions noise,blur
+  python -m tools.eval corruptions v1.yaml --kinds noise,blur
       the file in place of a checkpoint: tools.eval, transfer, compare, convert, robust_train.load
 
 what the file holds

@@ -1,4 +1,4 @@
-"""Accuracy under common corruptions, made here or stored: tools.eval --corruptions."""
+"""Accuracy under ImageNet-C's corruptions at five severities, made here or stored; mCE, and the gain over another."""
 
 from __future__ import annotations
 
@@ -7,70 +7,64 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_train.read.errors import ConfigError, DataError
+from robust_train.read.errors import ConfigError, DataError, main_guard
+from tools import shared
 
 if TYPE_CHECKING:
     from robust_train.evaluate.corruption_work import Course
     from robust_train.evaluate.corruptions import Robustness
     from robust_train.nouns import Dataset
-    from robust_train.subject import Subject
 
-SHIFTS = ("labels", "imagenet", "ground_truth")
-CORRUPTIONS = ("frost", "stored", "order", "base")
-ATTACKS = ("attack", "threat", "eps", "steps", "step_size", "restarts", "curve", "checks", "html", "wandb")  # by flag
-Deal = Callable[..., Any]
-"""tools.eval's own: who does the work, where it is not this process alone."""
-Notes = Callable[..., list[str]]
-"""tools.eval's own: what a reader must know of the network."""
+EPILOG = f"""examples
+  python -m tools.eval corruptions runs/vit --frost /data/frost
+      the 15 of ImageNet-C; frost needs its textures
+  python -m tools.eval corruptions runs/cifar10 --kinds noise,blur,digital,snow,fog,brightness
+      categories and names; validation: the 4 others
+  python -m tools.eval corruptions runs/vit --stored /data/imagenet-c
+      published images in place of ones made here: ImageNet-C's folders, or CIFAR-10-C's npy files
+  python -m tools.eval corruptions runs/b --base runs/a/eval-corruptions.json
+      with the gain over another network, judged on the same images
+
+how to read it
+  Accuracies by corruption and severity, and means over whole groups only. mCE compares with AlexNet on ImageNet at 224
+  pixels: there are figures of it nowhere else. A gain is of accuracies, in percent of the other network's.
+
+{shared.GOES_ON}"""
 
 
-def flags(group: argparse._ArgumentGroup) -> None:
-    """What is asked of corruptions."""
-    group.add_argument(
-        "--corruptions",
-        nargs="?",
-        const="all",
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = shared.parser("eval corruptions", __doc__, EPILOG)
+    shared.of_network(parser.add_argument_group("what is judged"))
+    where = parser.add_argument_group("on which images")
+    shared.of_images(where)
+    where.add_argument(
+        "--kinds",
+        default="all",
         metavar="all|validation|noise|fog,snow",
-        help="accuracy under ImageNet-C's corruptions at 5 severities: the 15, the 4 others, a category, or names",
+        help="the 15, the 4 others, a category, or names (%(default)s)",
     )
-    group.add_argument("--frost", metavar="FOLDER", help="of --corruptions: frost1 to frost5, the textures of frost")
-    group.add_argument("--stored", metavar="FOLDER", help="of --corruptions: published images, such as ImageNet-C's")
-    group.add_argument("--order", metavar="FILE", help="of --stored: classes.json, the labels of its folders (sorted)")
-    group.add_argument("--base", metavar="FILE", help="of --corruptions: another's eval-corruptions.json, for the gain")
+    where.add_argument("--frost", metavar="FOLDER", help="frost1 to frost5, the textures of frost")
+    where.add_argument("--stored", metavar="FOLDER", help="published images, such as ImageNet-C's")
+    where.add_argument("--order", metavar="FILE", help="of --stored: classes.json, the labels of its folders (sorted)")
+    where.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    out = parser.add_argument_group("where and whither")
+    out.add_argument("--base", metavar="FILE", help="another's eval-corruptions.json, for the gain")
+    shared.of_devices(out)
+    shared.of_report(out, "eval-corruptions.json")
+    out.add_argument("--pictures", metavar="FOLDER", help="the picture eval-corruptions.png (beside the report)")
+    found = parser.parse_args(words)
+    if found.listed is not None and found.stored:
+        parser.error("--list takes images out of the run's shards: it says nothing of --stored")
+    shared.check(parser, found, "data")
+    return found
 
 
-def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
-    """Refuse what says nothing beside what else is asked for."""
-    if found.listed is not None and (found.shift or found.stored):
-        parser.error("--list takes images out of the run's shards: it says nothing of --shift or --stored")
-    if found.shift and found.corruptions:
-        parser.error("--shift and --corruptions are two reports: ask for one at a time")
-    if found.evaluator and (found.shift or found.corruptions):
-        parser.error("--evaluator is a report of its own: ask for one at a time")
-    instead = "--shift" if found.shift else "--corruptions" if found.corruptions else None
-    instead = "--evaluator" if found.evaluator else instead
-    ours = {"--shift": SHIFTS, "--corruptions": CORRUPTIONS}
-    strange = [*(ATTACKS if instead else ())]
-    strange += [name for one, names in ours.items() if one != instead for name in names]
-    given = [name for name in strange if getattr(found, name, None) != parser.get_default(name)]
-    if given:
-        words = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        parser.error(f"{words} says nothing {f'beside {instead}' if instead else 'without --shift or --corruptions'}")
-
-
-def judge(
-    asked: argparse.Namespace,
-    subject: Subject,
-    device: str,
-    words: list[str],
-    deal: Deal,
-    of_subject: Notes,
-    resumed: Notes,
-) -> None:
+@main_guard()
+def main(words: list[str]) -> None:
     """Judge, show, and write the report and the picture."""
     from robust_train.check import writable
     from robust_train.evaluate.report import circumstances, put
@@ -80,7 +74,8 @@ def judge(
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_corruptions
 
-    began = time.monotonic()
+    asked, began = arguments(words), time.monotonic()
+    device, subject = shared.device_of(asked), shared.subject_of(asked)
     target = Path(asked.json) if asked.json else subject.home / "eval-corruptions.json"
     picture = Path(asked.pictures or target.parent) / "eval-corruptions.png"
     writable(target.parent, "--json FILE")
@@ -93,22 +88,22 @@ def judge(
     on = course.on({name: identity[name] for name in ("data", "listed") if name in identity}, asked.seed)
     base = None if asked.base is None else of_base(Path(asked.base), on)
     store = Store(subject.home / "eval", subject.fingerprints)
-    dealt = deal(asked, subject, device)
+    dealt = shared.deal(asked, subject, device)
     with telling() as tell:
         found = evaluate(course, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
-    resumed(store)
+    shared.resumed(store)
     result = course.report(found).result
     gain = None if base is None else result.gain(base)
     show_corruptions(subject.title, result, gain)
     noise = subject.noise_of(network)
-    notes = said(result, network.classes, size) + of_subject(subject, noise, data)
+    notes = said(result, network.classes, size) + shared.of_subject(subject, noise, data)
     for note in notes:
         print(f"note: {note}")
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(robustness(result, subject.title, base))
     tree = {
-        "command": shlex.join(["python", "-m", "tools.eval", *words]),
+        "command": shlex.join(["python", "-m", "tools.eval", "corruptions", *words]),
         "model": subject.title,
         "weights": subject.source,
         "noise": noise,
@@ -142,7 +137,7 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
     for name in ("chunk", "images"):
         if getattr(asked, name) is not None and getattr(asked, name) < 1:
             raise ConfigError(f"--{name} {getattr(asked, name)} must be at least 1")
-    names = named(asked.corruptions)
+    names = named(asked.kinds)
     published = None
     if asked.stored is not None:
         folder, order = Path(asked.stored).expanduser().absolute(), asked.order
@@ -154,11 +149,11 @@ def wanted(asked: argparse.Namespace, classes: int, size: int, channels: int) ->
             kind = "npy files" if isinstance(published, StoredArrays) else "folders CORRUPTION/SEVERITY"
             raise DataError(f"--stored {asked.stored} holds no corruption ({kind}). Name the folder that was unpacked.")
         lacking = [name for name in names if name not in there]
-        if lacking and asked.corruptions not in ("all", "validation"):
+        if lacking and asked.kinds not in ("all", "validation"):
             published.at(lacking[0], 1)  # says what is there
         names = tuple(name for name in names if name in there)
         if not names:
-            raise ConfigError(f"--stored {asked.stored} holds none of --corruptions {asked.corruptions}")
+            raise ConfigError(f"--stored {asked.stored} holds none of --kinds {asked.kinds}")
         for name in names:
             published.at(name, 1).prepare()
     elif asked.order is not None:
@@ -179,7 +174,7 @@ def of_base(path: Path, on: dict[str, Any]) -> Robustness:
         found, other = Robustness.of(tree), dict(tree["on"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--base {path} is no report of --corruptions ({type(error).__name__}: {error}). Name another's "
+            f"--base {path} is no report of corruptions ({type(error).__name__}: {error}). Name another's "
             "eval-corruptions.json."
         ) from error
     for name in ("data", "listed", "images", "seed", "stored", "frost"):

@@ -1,82 +1,64 @@
-"""Adversarial images kept from an evaluation, and judged again: tools.eval --save-adversarial, --adversarial."""
+"""Adversarial images that were saved for this or another network, checked and judged again in place of an attack."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robust_train.read.errors import main_guard
+from tools import eval_attack, shared
+
 if TYPE_CHECKING:
-    from robust_train.evaluate.columns import Columns
     from robust_train.evaluate.robustness import Robustness
     from robust_train.nouns import Dataset
-    from robust_train.subject import Subject
 
-ATTACKED = ("attack", "steps", "step_size", "restarts", "curve", "checks")  # what says how an attack is made, by flag
+EPILOG = f"""examples
+  python -m tools.eval attack runs/demo --attack autoattack --save-adversarial set.pth
+      makes such a file
+  python -m tools.eval saved runs/other --adversarial set.pth --eps 0.1
+      another network on these images
+  python -m tools.eval saved --model resnet50 --weights r50.pth --data 'val-*.tar' --eps 4/255 --adversarial set.pth
 
+what is checked
+  There is one point for each image that is judged, of its shape, finite, in [0, 1] and within eps of it; where
+  FILE.json lies beside the file, it is of these very images. What is not so is refused, and the first of them named. An
+  image counts as robust that is right when clean and at its point: an upper bound, and the looser the less the network
+  is like the one that the points were made for.
 
-def flags(group: argparse._ArgumentGroup) -> None:
-    """What is asked of saved sets."""
-    group.add_argument(
-        "--adversarial",
-        metavar="FILE",
-        help="judge the adversarial images of a file in AutoAttack's form, checked again, in place of an attack",
-    )
-    group.add_argument(
-        "--save-adversarial",
-        metavar="FILE",
-        help="write the adversarial images so, and what is known of them to FILE.json",
-    )
+{shared.GOES_ON}"""
 
 
-def check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
-    """Refuse what says nothing beside what else is asked for."""
-    asked = [f"--{name}" for name in ("adversarial", "save-adversarial") if getattr(found, name.replace("-", "_"))]
-    if len(asked) > 1:
-        parser.error("--adversarial judges a set that is saved already: --save-adversarial would only write it again")
-    if not asked:
-        return
-    if beside := next((name for name in ("shift", "corruptions", "evaluator") if getattr(found, name)), None):
-        parser.error(f"{asked[0]} says nothing beside --{beside}")
-    if found.threat and len(found.threat) > 1:
-        parser.error(f"{asked[0]}: a set is of one threat model, and {len(found.threat)} are asked for")
-    given = [name for name in ATTACKED if getattr(found, name) != parser.get_default(name)]
-    if found.adversarial and given:
-        parser.error(f"{' and '.join(_flag(name) for name in given)} says nothing beside --adversarial")
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = shared.parser("eval saved", __doc__, EPILOG)
+    shared.of_network(parser.add_argument_group("what is judged"))
+    where = parser.add_argument_group("on which images")
+    told = "torch.save({'adv_complete': points}, FILE), as AutoAttack and --save-adversarial write it"
+    where.add_argument("--adversarial", metavar="FILE", required=True, help=told)
+    shared.of_images(where)
+    how = parser.add_argument_group("allowed how far")
+    eval_attack.of_threats(how, several=False)
+    how.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
+    out = parser.add_argument_group("where and whither")
+    shared.of_devices(out)
+    eval_attack.of_page(out)
+    found = parser.parse_args(words)
+    shared.check(parser, found, "data", "eps")
+    eval_attack.check_threats(parser, found)
+    return found
 
 
-def evaluated(asked: argparse.Namespace, evaluation: Robustness, data: Dataset) -> Robustness:
-    """The evaluation as it is, or with a saved set for its attack, or keeping its points for one."""
-    from dataclasses import replace
-
-    from robust_train.check import writable
+@main_guard()
+def main(words: list[str]) -> None:
+    """Judge, show, and write the report and the pictures."""
     from robust_train.evaluate.adversarial_sets import replayed
+    from robust_train.evaluate.robustness import Robustness
 
-    if asked.adversarial:
-        return replayed(evaluation, asked.adversarial, data)
-    if asked.save_adversarial:
-        writable(Path(asked.save_adversarial).parent, "--save-adversarial FILE")
-        return replace(evaluation, points=True)
-    return evaluation
+    asked = arguments(words)
+    subject = shared.subject_of(asked)
+    threats = eval_attack.threats_of(asked, subject)
 
+    def on(data: Dataset) -> Robustness:
+        return replayed(Robustness(threats, images=asked.images, chunk=asked.chunk), asked.adversarial, data)
 
-def written(asked: argparse.Namespace, subject: Subject, evaluation: Robustness, found: Columns) -> None:
-    """Write the set that was asked for."""
-    if not asked.save_adversarial:
-        return
-    from robust_train.evaluate.adversarial_sets import parts, save
-    from robust_train.read.parse import tree_of
-
-    (_, plan, _), ((tag, threat),) = evaluation.read(found), evaluation.tagged
-    about = {
-        "attacks": [tree_of(trial.attack) for trial in plan.of("attack", tag)],
-        "seed": asked.seed,
-        "model": subject.title,
-        "weights": subject.source,
-    }
-    save(asked.save_adversarial, parts(evaluation, found, tag), *found.rows(), threat, about)
-    print(f"adversarial images: {asked.save_adversarial}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    eval_attack.judge(asked, subject, on, ["saved", *words])

@@ -1,4 +1,4 @@
-"""Accuracy on images that a network of ImageNet's classes was not trained for: tools.eval --shift."""
+"""Accuracy on images that a network of ImageNet's classes was not trained for, and what it lost."""
 
 from __future__ import annotations
 
@@ -6,34 +6,53 @@ import argparse
 import os
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, main_guard
+from tools import shared
 
 if TYPE_CHECKING:
     from robust_train.evaluate.shifts import Shifts
     from robust_train.subject import Subject
 
-Deal = Callable[..., Any]
-"""tools.eval's own: who does the work, where it is not this process alone."""
-Resumed = Callable[..., Any]
-"""tools.eval's own: says what an earlier start had made."""
+EPILOG = f"""examples
+  python -m tools.eval shift runs/vit --sets imagenet-a=/data/imagenet-a imagenet-r=/data/imagenet-r
+  python -m tools.eval shift runs/vit --sets imagenet-v2=/data/v2 --imagenet /data/val --ground-truth /data/truth.txt
+      beside the accuracy on ImageNet's own images of the same classes, and the gap
+  python -m tools.eval shift --model resnet50 --weights r50.safetensors --sets objectnet=/data/objectnet --devices 8
+
+how to read it
+  A set has some of ImageNet's 1,000 classes: the network answers among those alone, as the sets' authors have it; of
+  imagenet-real an image has several right answers. A gap compares with ImageNet's images of the very same classes.
+  Images are prepared as the run had it, or as the timm model's own evaluation.
+
+{shared.GOES_ON}"""
 
 
-def flags(group: argparse._ArgumentGroup) -> None:
-    """What is asked of shifts."""
-    group.add_argument(
-        "--shift",
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = shared.parser("eval shift", __doc__, EPILOG)
+    shared.of_network(parser.add_argument_group("what is judged"))
+    where = parser.add_argument_group("on which images")
+    where.add_argument(
+        "--sets",
         nargs="+",
         type=place,
+        required=True,
         metavar="NAME=PATH",
-        help="accuracy on imagenet-a, -r, -sketch, -v2, -real, objectnet, stylized-imagenet: class folders or shards",
+        help="imagenet-a, -r, -sketch, -v2, -real, objectnet, stylized-imagenet: class folders or shards",
     )
-    group.add_argument("--labels", metavar="FOLDER", help="of --shift: label files named as timm's (timm's own)")
-    group.add_argument("--imagenet", metavar="FOLDER", help="of --shift: ImageNet's validation images, for the gap")
-    group.add_argument("--ground-truth", metavar="FILE", help="of --imagenet, where it is a flat folder: its labels")
+    where.add_argument("--labels", metavar="FOLDER", help="label files named as timm's (timm's own)")
+    where.add_argument("--imagenet", metavar="FOLDER", help="ImageNet's validation images, for the gap")
+    where.add_argument("--ground-truth", metavar="FILE", help="of --imagenet, where it is a flat folder: its labels")
+    shared.of_amount(where)
+    out = parser.add_argument_group("where and whither")
+    shared.of_devices(out)
+    shared.of_report(out, "eval-shifts.json")
+    found = parser.parse_args(words)
+    shared.check(parser, found)
+    return found
 
 
 def place(text: str) -> tuple[str, str]:
@@ -44,9 +63,8 @@ def place(text: str) -> tuple[str, str]:
     return name, path
 
 
-def judge(
-    asked: argparse.Namespace, subject: Subject, device: str, words: list[str], deal: Deal, resumed: Resumed
-) -> None:
+@main_guard()
+def main(words: list[str]) -> None:
     """Judge, show, and write the report."""
     from robust_train.check import writable
     from robust_train.evaluate.report import circumstances, put
@@ -55,29 +73,30 @@ def judge(
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_shifts
 
-    began = time.monotonic()
+    asked, began = arguments(words), time.monotonic()
+    device, subject = shared.device_of(asked), shared.subject_of(asked)
     target = Path(asked.json) if asked.json else subject.home / "eval-shifts.json"
     writable(target.parent, "--json FILE")
     networks = subject.networks(device)
     ((_, network),) = networks.items()
     seen = prepared(subject, network)
     shifts = wanted(asked, seen)
-    dealt = deal(asked, subject, device)
+    dealt = shared.deal(asked, subject, device)
     if subject.shape[0] != 3:
-        raise ConfigError(f"--shift shows colour images, but {subject.title} takes grey ones: give another network")
+        raise ConfigError(f"these sets show colour images, but {subject.title} takes grey ones: give another network")
     for shift in shifts.sets.values():
         shift.fits(network.classes)
         shift.prepare()
     store = Store(subject.home / "eval", subject.fingerprints)
     with telling() as tell:
         found = evaluate(shifts, networks, shifts.wanted[0], 0, device, store, dealt, tell, asked.workers)
-    resumed(store)
+    shared.resumed(store)
     result = shifts.report(found).result
     show_shifts(subject.title, result)
     if shifts.imagenet is None:
         print("note: without --imagenet FOLDER there is no clean accuracy on the same classes, and no gap")
     tree = {
-        "command": shlex.join(["python", "-m", "tools.eval", *words]),
+        "command": shlex.join(["python", "-m", "tools.eval", "shift", *words]),
         "model": subject.title,
         "weights": subject.source,
         "noise": subject.noise_of(network),
@@ -119,10 +138,10 @@ def wanted(asked: argparse.Namespace, seen: dict[str, Any]) -> Shifts:
     elif asked.ground_truth is not None:
         raise ConfigError("--ground-truth says what is in a folder of ImageNet: name it by --imagenet FOLDER")
     try:
-        sets = tuple(one for name, path in asked.shift for one in shifts(name, whole(path), **fields))
+        sets = tuple(one for name, path in asked.sets for one in shifts(name, whole(path), **fields))
         return Shifts(sets, imagenet, asked.chunk, asked.images)
     except ValueError as error:
-        raise ConfigError(f"--shift: {error}") from error
+        raise ConfigError(f"--sets: {error}") from error
 
 
 def whole(path: Any) -> Any:

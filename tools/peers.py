@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
 from robust_train.read.paths import Parser
-from tools.eval import device_of, number
+from tools.shared import device_of, number
 
 if TYPE_CHECKING:
     from robust_train.nouns import Attack, Batch

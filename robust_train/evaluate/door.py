@@ -19,9 +19,8 @@ from robust_train.evaluate import identity
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.adversarial_sets import chosen
 from robust_train.evaluate.given import Images
-from robust_train.evaluate.named import KINDS, attacks_of, threats_of
-from robust_train.evaluate.report import Report
-from robust_train.evaluate.robustness import Robustness
+from robust_train.evaluate.named import evaluation_of, threats_of
+from robust_train.evaluate.report import COSTS, Report
 from robust_train.evaluate.store import Store
 from robust_train.evaluate.trial import worst
 from robust_train.evaluate.work import Tell, silent
@@ -76,12 +75,10 @@ def evaluate(
     """
     device = _device(module, device)
     own = _data(module, images, labels, data, device)
-    evaluator = _asked(threats, attack, steps, step_size, restarts, folder is not None)
+    asked = () if threats is None else threats_of(threats)
+    code = (lambda call: "") if folder is None else identity.of_function
     options = {"curve": curve, "checks": checks, "images": limit, "chunk": batch, "points": points}
-    try:
-        evaluator = replace(evaluator, **options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    evaluator = evaluation_of(attack, asked, steps, step_size, restarts, code, **options)
     store = None if folder is None else Store(Path(folder).expanduser(), {"": identity.of_network(module)})
     found = found_by(evaluator, {"": module}, own, seed, device, store, tell=tell)
     report = evaluator.report(found)
@@ -95,36 +92,15 @@ def evaluate(
     if len(evaluator.tagged) > 1:
         every = [verdicts.columns[trial.name] for tag, _ in evaluator.tagged for trial in plan.of("attack", tag)]
         shares["union"] = worst(every)[0]
+    spent = {
+        trial.name: {
+            name: of for name in (*COSTS, "steps") if (of := getattr(verdicts.columns[trial.name], name)) is not None
+        }
+        for trial in plan.trials
+        if trial.role == "attack"
+    }
     kept = {tag: chosen(evaluator, found, tag) for tag, _ in evaluator.tagged} if points else {}
-    return replace(report, names=tuple(own.names()), right=shares, points=kept)
-
-
-def _asked(
-    threats: Any, attack: Any, steps: int | None, step_size: float | None, restarts: int | None, kept: bool
-) -> Robustness:
-    """What is done, of what was said."""
-    asked = () if threats is None else threats_of(threats)
-    if isinstance(attack, str) and attack in KINDS:
-        if not asked:
-            raise ConfigError(f"attack={attack!r} needs a threat model: say threats={{'linf': 8/255}}")
-        given = {"steps": steps, "step_size": step_size, "restarts": restarts}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given and attack != "pgd":
-            raise ConfigError(
-                f"attack={attack!r} has its own {' and '.join(given)}: leave that out, or give the attack by its "
-                "fields, such as attack={'use': 'apgd', 'steps': 20}"
-            )
-        try:
-            return Robustness(asked, attack, **given)  # type: ignore[arg-type]
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    if restarts is not None:
-        raise ConfigError("restarts is of attack='pgd': write {'use': 'restarts', 'attack': ..., 'restarts': 5}")
-    made, asked = attacks_of(attack, asked, steps, step_size, identity.of_function if kept else lambda call: "")
-    try:
-        return Robustness(asked, attacks=made)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return replace(report, names=tuple(own.names()), right=shares, spent=spent, points=kept)
 
 
 def _device(module: Any, device: Any) -> str:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from robust_train import fingerprint
 from robust_train.attacks.attacked import attacked
-from robust_train.attacks.chance import Chancy
 from robust_train.attacks.sight import refuse
+from robust_train.evaluate.counted import held
 from robust_train.losses import labels_of
-from robust_train.models.foreign import Foreign
 from robust_train.nouns import PIXELS, Attack, Batch, Goal, Place, Scale, Shape, Threat
 from robust_train.read.errors import ConfigError
 
@@ -89,9 +88,7 @@ class Given(Attack):
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Any, goal: Goal | None = None) -> Tensor:
         """What the function returns, on the images' device and in their type; raises ConfigError for another shape."""
         refuse(self, goal, "is a function")
-        own: Any = network  # as the caller knows it
-        while isinstance(own, (Chancy, Foreign)):
-            own = own.given
+        own = held(network)
         with attacked(network):
             found = self.__dict__["call"](own, images.clone(), labels_of(targets).clone())
         if not isinstance(found, Tensor) or found.shape != images.shape:

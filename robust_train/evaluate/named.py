@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from robust_train.attacks.autoattack import AutoAttack
 from robust_train.evaluate.given import Given, takes_three
-from robust_train.evaluate.robustness import Kind
+from robust_train.evaluate.robustness import Kind, Robustness
 from robust_train.nouns import Attack, Threat, number
 from robust_train.read.errors import ConfigError, nearest
 from robust_train.read.parse import parse, tree_of
@@ -18,7 +18,6 @@ from robust_train.read.registry import attacks, threats
 
 KINDS: tuple[str, ...] = get_args(Kind)
 """Names of whole evaluations: each a row of attacks, or PGD with starts and a curve."""
-PLAIN = ("restarts", "step_size", "steps")  # what may be said of an attack by name
 
 
 def threats_of(said: Any) -> tuple[Threat, ...]:
@@ -115,6 +114,41 @@ def attacks_of(
         return tuple(made), asked
     own = [attack.reach()[0] for attack in made]
     return tuple(made), tuple(threat for place, threat in enumerate(own) if threat not in own[:place])
+
+
+def evaluation_of(
+    said: Any,
+    asked: tuple[Threat, ...],
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int | None = None,
+    code: Callable[[Any], str] = lambda call: "",
+    **options: Any,
+) -> Robustness:
+    """The evaluation by an attack, or by several, as `attacks_of` reads them; options: its other fields.
+
+    pgd means with starts and a curve, autoattack its row of attacks; steps, step_size and restarts that would say
+    nothing are refused. Raises ConfigError.
+    """
+    one = said[0] if isinstance(said, (list, tuple)) and len(said) == 1 else said
+    own = {"steps": steps, "step_size": step_size, "restarts": restarts}
+    own = {name: value for name, value in own.items() if value is not None}
+    try:
+        if isinstance(one, str) and one in KINDS and not (one.startswith("apgd-") and own):
+            if not asked:
+                raise ConfigError(f"attack={one!r} needs a threat model: say threats={{'linf': 8/255}}")
+            if own and one != "pgd":
+                raise ConfigError(
+                    f"{one} has its own {' and '.join(own)}: leave that out, or give an attack by its fields, such as "
+                    "{use: apgd, steps: 20}"
+                )
+            return Robustness(asked, one, **own, **options)  # type: ignore[arg-type]
+        if restarts is not None:
+            raise ConfigError("restarts is of pgd alone: of others write {use: restarts, attack: NAME, restarts: 5}")
+        made, asked = attacks_of(one, asked, steps, step_size, code)
+        return Robustness(asked, attacks=made, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _some(asked: tuple[Threat, ...], attack: Any) -> tuple[Threat, ...]:

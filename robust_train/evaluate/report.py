@@ -125,6 +125,7 @@ class Report:
     result: Any = None  # the same as a value of the analysis' own: of transfer its matrix
     names: tuple[str, ...] = ()  # of the classes
     right: Mapping[str, Tensor] = field(default_factory=dict)  # by figure [N]: share of the passes that were right
+    spent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by attack: forwards, backwards, steps [N]
     points: Mapping[str, Tensor] = field(default_factory=dict)  # by threat model [N, ...]: the worst points, if kept
 
     @property

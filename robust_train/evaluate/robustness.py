@@ -19,7 +19,7 @@ from robust_train.attacks.pgd import PGD
 from robust_train.evaluate import flags
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.evaluate.columns import Columns
-from robust_train.evaluate.report import Budget, Figure, Flag, Report
+from robust_train.evaluate.report import COSTS, Budget, Figure, Flag, Report
 from robust_train.evaluate.signs import signs
 from robust_train.evaluate.trial import CLEAN, Column, Trial, tried, worst
 from robust_train.evaluate.verdicts import Plan, Verdicts, pictured
@@ -162,6 +162,7 @@ class Robustness(Evaluator):
         column, points = tried(network, batch, trial, earlier, key, what.draws)
         made = {name: tensor for name, tensor in vars(column).items() if tensor is not None}
         made["steps"] = column.steps.to(torch.int32)
+        made = {name: tensor.contiguous() for name, tensor in made.items()}
         if trial.role == "attack":
             shown = pictured(column, batch.images, points, batch.sample, labels_of(batch.targets))
             made |= {f"picture/{name}": tensor for name, tensor in shown.items()}
@@ -245,7 +246,8 @@ class Robustness(Evaluator):
                 figures.append(_figure(trial, columns[trial.name], count, part=len(row) > 1))
             if len(row) > 1:
                 whole = {"use": self._name(plan), "attacks": [trial.name for trial in row]}
-                figures.append(Figure(self._name(plan), _sum(shares), count, _eps(threat), whole, tag))
+                cost = _cost([columns[trial.name] for trial in row])
+                figures.append(Figure(self._name(plan), _sum(shares), count, _eps(threat), whole, tag, cost=cost))
             last[f"{tag}/{figures[-1].name}"] = shares
             budgets += [_budget(trial, columns) for trial in row if bool((columns[trial.name].steps >= 0).any())]
             points = [_figure(trial, columns[trial.name], count) for trial in plan.of("curve", tag)]
@@ -290,7 +292,18 @@ def _seen(found: Columns) -> tuple[Flag, ...]:
 def _figure(trial: Trial, column: Column, images: int, part: bool = False) -> Figure:
     assert trial.attack is not None
     eps = _eps(trial.attack.reach()[0])
-    return Figure(trial.attack.label, _sum(column.right), images, eps, tree_of(trial.attack), trial.threat, part)
+    own = tree_of(trial.attack)
+    return Figure(trial.attack.label, _sum(column.right), images, eps, own, trial.threat, part, _cost([column]))
+
+
+def _cost(row: list[Column]) -> dict[str, float]:
+    """Means of the passes of a row of attacks, over the images that any of them attacked."""
+    found = {}
+    for name in COSTS:
+        counts = [spent.long() for column in row if (spent := getattr(column, name)) is not None]
+        if counts and (attacked := int((torch.stack(counts).amax(0) >= 0).sum())):
+            found[name] = float(sum(spent.clamp(min=0).sum() for spent in counts)) / attacked
+    return found
 
 
 def _budget(trial: Trial, columns: Mapping[str, Column]) -> Budget:

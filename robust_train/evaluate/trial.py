@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from robust_train.attacks.chance import Chancy, passes
 from robust_train.attacks.given import FAR, counted, counting, finite, wide
 from robust_train.attacks.standing import Standing
 from robust_train.evaluate.accuracy import judged
+from robust_train.evaluate.counted import watching
 from robust_train.evaluate.given import Given
 from robust_train.keyed import Key
 from robust_train.losses import correct, full, labels_of, margin
@@ -72,6 +73,8 @@ class Column:
     lost: Tensor | None = None  # [n] share of the attack's gradients in the image's chunk that were not finite
     broken: Tensor | None = None  # [n] bool: the point found was not finite, and the image was judged in its place
     told: Tensor | None = None  # [n] by chance: as right, over the passes by which points were chosen; else None
+    forwards: Tensor | None = None  # [n] the attack's forward passes of the image; -1 where not attacked
+    backwards: Tensor | None = None  # [n] and backward ones
     refused: Tensor | None = None  # [n] bool, of a function's points: which were no points, and count for nothing
 
     def __getitem__(self, rows: slice) -> Column:
@@ -117,15 +120,16 @@ def tried(
     points = batch.images.clone()
     right, told = worst(before) if before else (torch.ones(count), torch.ones(count))
     rows = (told > 0).nonzero().flatten().to(batch.images.device)
-    far, steps = torch.full((count,), torch.nan), torch.full((count,), -1)
+    far, steps, spent = torch.full((count,), torch.nan), torch.full((count,), -1), torch.full((2, count), -1)
     gap, lost, broken = torch.full((count,), torch.nan), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
-    refused = torch.zeros(count, dtype=torch.bool) if isinstance(trial.attack, Given) else None
+    refused = torch.zeros(count, dtype=torch.bool)
     with judged(network), seeded(network, key, batch[rows]):
         if len(rows) and trial.attack is not None:
             images, reach = batch.images[rows], trial.attack.reach()
-            with counting() as faults:
+            with counting() as faults, watching(subject, images) as counts:
                 found, steps[rows.cpu()] = attempted(subject, trial.attack, images, batch.targets[rows], key[rows])
-            if refused is not None:
+            spent[:, rows.cpu()] = torch.stack([counts.forwards, counts.backwards]).cpu()
+            if isinstance(trial.attack, Given):
                 sound, far[rows.cpu()] = _sound(reach[0], images, found)
                 refused[rows.cpu()] = ~sound.cpu()
                 points[rows] = torch.where(wide(sound, found), found, images)
@@ -145,8 +149,12 @@ def tried(
                 right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
                 told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
             gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    met = {} if trial.attack is None else {"lost": lost, "broken": broken}
-    return Column(right, gap, far, steps, told=told if draws > 1 else None, refused=refused, **met), points
+    column = Column(right, gap, far, steps, told=told if draws > 1 else None)
+    if trial.attack is None:
+        return column, points
+    forwards, backwards = spent.to(torch.int32).unbind()
+    column = replace(column, lost=lost, broken=broken, forwards=forwards, backwards=backwards)
+    return (replace(column, refused=refused) if isinstance(trial.attack, Given) else column), points
 
 
 def attempted(network: Any, attack: Attack, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:

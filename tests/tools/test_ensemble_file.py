@@ -23,7 +23,8 @@ from tests.saved_networks import BEHIND_V1, CNN, RESNET, saved
 from tools import compare as tools_compare
 from tools import ensemble as tools_ensemble
 from tools import eval as tools_eval
-from tools import transfer as tools_transfer
+from tools import eval_transfer as tools_transfer
+from tools import shared
 
 QUICK = ["--images", "24", "--chunk", "16", "--device", "cpu"]
 ATTACK = [*QUICK, "--steps", "2", "--restarts", "1", "--checks", "0", "--curve", "0"]
@@ -105,10 +106,10 @@ def test_images_that_a_member_has_seen_are_noted_and_those_of_an_evaluation_too(
     said = capsys.readouterr().out
     assert said.count("was trained or validated on images of digits-validation-000000.tar") == 2
     subject = Subject(str(path))
-    (note,) = tools_eval.of_subject(subject, None, subject.images())
+    (note,) = shared.of_subject(subject, None, subject.images())
     assert "weights were fitted on images of these shards" in note
     other = Subject(str(path), data=shards(study, "train"))
-    assert tools_eval.of_subject(other, None, other.images()) == []
+    assert shared.of_subject(other, None, other.images()) == []
     silent = saved(study / "silent", CNN, Shards("/nowhere/*.tar", 10, 32, channels=1))
     assert tools_ensemble.seen_before([str(silent)], {"a.tar": "00"}) == [
         f"{silent} does not say what it was trained on: whether these images are new to it is open"
@@ -187,17 +188,17 @@ def test_a_member_that_was_picked_as_its_runs_best_is_noted(study):
     (study / "resnet" / "checkpoints" / "best.json").write_text(json.dumps(best), encoding="utf-8")
     assert Subject(str(path)).picked
     assert not Subject(str(path), data=shards(study)).picked
-    (note,) = tools_eval.of_subject(Subject(str(path)), None, Subject(str(path)).images())
+    (note,) = shared.of_subject(Subject(str(path)), None, Subject(str(path)).images())
     assert "a member's checkpoint was picked as the run's best" in note
 
 
 def test_an_ensemble_under_corruptions(study):
     path = made(study)
-    tools_eval.main([str(path), "--corruptions", "brightness", *QUICK])
+    tools_eval.main(["corruptions", str(path), "--kinds", "brightness", *QUICK])
     tree = report(study / "both" / "eval-corruptions.json")
     assert len(tree["cells"]) == 5
     assert tree["model"] == str(path)
-    tools_eval.main([str(study / "trained"), "--corruptions", "brightness", *QUICK])
+    tools_eval.main(["corruptions", str(study / "trained"), "--kinds", "brightness", *QUICK])
     own = report(study / "trained" / "eval-corruptions.json")
     assert own["on"] == tree["on"]
     assert own["identity"]["weights"] != tree["identity"]["weights"]
@@ -267,17 +268,17 @@ def test_a_settled_network_answers_by_the_image_alone_and_an_ensemble_member_by_
             assert torch.equal(drawn(images), quiet)
 
 
-@pytest.mark.parametrize("words", [["--noise", "off"], ["--noise", "fixed", "--corruptions", "brightness"]])
-def test_a_network_without_noise_has_none_to_be_switched(study, words, capsys):
+@pytest.mark.parametrize(("command", "words"), [("attack", ["--noise", "off"]), ("corruptions", ["--noise", "fixed"])])
+def test_a_network_without_noise_has_none_to_be_switched(study, command, words, capsys):
     with pytest.raises(SystemExit) as error:
-        tools_eval.main([str(study / "cnn"), *QUICK, *words])
+        tools_eval.main([command, str(study / "cnn"), *QUICK, *words])
     assert error.value.code == 2
     assert f"--noise {words[1]}: this network draws no noise of its own" in capsys.readouterr().err
 
 
 def test_corruptions_know_the_noise_too(study):
-    words = ["--corruptions", "brightness", *QUICK]
-    tools_eval.main([str(study / "v1"), *words, "--noise", "off"])
+    words = ["--kinds", "brightness", *QUICK]
+    tools_eval.main(["corruptions", str(study / "v1"), *words, "--noise", "off"])
     tree = report(study / "v1" / "eval-corruptions.json")
     assert (tree["noise"], tree["identity"]["noise"]) == ("off", "off")
     assert any("noise was off" in note for note in tree["notes"])

@@ -17,7 +17,8 @@ from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
-from tools.eval import arguments, main, wanted
+from tools.eval import main
+from tools.eval_attack import arguments, wanted
 
 QUICK = ["--images", "40", "--steps", "2", "--checks", "0"]
 
@@ -156,7 +157,7 @@ def test_another_threat_model_needs_a_radius_of_its_own(small_run):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "name a checkpoint, or a timm model"),
+        ([], "name a checkpoint, or a model by --model"),
         (["--model", "resnet18"], "--model needs --weights and --data and --eps too"),
         (["runs/x", "--weights", "w.pth"], "--weights needs --model"),
         (["runs/x", "--eps", "eight"], "'eight' is no number: write 0.03 or 8/255"),

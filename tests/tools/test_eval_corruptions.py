@@ -1,4 +1,4 @@
-"""tools.eval --corruptions: accuracies under corruptions that no kill, chunk or device changes."""
+"""tools.eval corruptions: accuracies under corruptions that no kill, chunk or device changes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.subject import Subject
-from tools.eval import main
+from tools.eval_corruptions import main
 
 QUICK = ["--images", "40", "--chunk", "16", "--device", "cpu"]
 NAMES = "brightness,contrast,saturate"
 
 
 def judged(folder: Path, *words: str, names: str = NAMES, target: str = "c.json") -> dict:
-    main([str(folder), "--corruptions", names, *QUICK, "--json", str(folder.parent / target), *words])
+    main([str(folder), "--kinds", names, *QUICK, "--json", str(folder.parent / target), *words])
     return json.loads((folder.parent / target).read_text(encoding="utf-8"))
 
 
@@ -181,15 +181,13 @@ def test_stored_images_are_judged_as_they_are(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--corruptions"], "frost needs textures: --frost FOLDER"),
-        (["--corruptions", "frog"], "'frog' is no corruption; did you mean 'fog'"),
-        (["--corruptions", "fog", "--eps", "0.1"], "--eps says nothing beside --corruptions"),
-        (["--corruptions", "fog", "--labels", "/x"], "--labels says nothing beside --corruptions"),
-        (["--corruptions", "fog", "--stored", "/x"], "--stored /x holds colour images"),
-        (["--corruptions", "fog", "--order", "/x"], "name it by --stored FOLDER"),
-        (["--corruptions", "fog", "--base", "/x.json"], "--base /x.json is no report of --corruptions"),
-        (["--corruptions", "fog", "--images", "0"], "--images 0 must be at least 1"),
-        (["--frost", "/x"], "--frost says nothing without --shift or --corruptions"),
+        ([], "frost needs textures: --frost FOLDER"),
+        (["--kinds", "frog"], "'frog' is no corruption; did you mean 'fog'"),
+        (["--kinds", "fog", "--eps", "0.1"], "unrecognized arguments: --eps 0.1"),
+        (["--kinds", "fog", "--stored", "/x"], "--stored /x holds colour images"),
+        (["--kinds", "fog", "--order", "/x"], "name it by --stored FOLDER"),
+        (["--kinds", "fog", "--base", "/x.json"], "--base /x.json is no report of corruptions"),
+        (["--kinds", "fog", "--images", "0"], "--images 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(folder, more, said, counted, capsys):

@@ -1,4 +1,4 @@
-"""tools.eval --shift: accuracies on other images of the same classes, beside those on ImageNet's own."""
+"""tools.eval shift: accuracies on other images of the same classes, beside those on ImageNet's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from robust_train.evaluate.report import wilson
 from robust_train.subject import Subject
 from tests.data.miniature import SYNSETS, A, Oracle, R, ranking, write_images, write_labels
-from tools.eval import main
+from tools.eval_shifts import main
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     clean = write_images(tmp_path / "clean", {f"{synset}/x.png": label for label, synset in enumerate(SYNSETS)})
     (tmp_path / "weights.pth").write_bytes(b"of the oracle")
     model = ["--model", "oracle", "--weights", str(tmp_path / "weights.pth"), "--classes", "12", "--size", "4"]
-    shifts = ["--shift", f"imagenet-a={a}", f"imagenet-r={r}", "--labels", labels, "--imagenet", clean]
+    shifts = ["--sets", f"imagenet-a={a}", f"imagenet-r={r}", "--labels", labels, "--imagenet", clean]
     return [*model, *shifts, "--json", str(tmp_path / "deep" / "shifts.json"), "--device", "cpu"]
 
 
@@ -91,7 +91,7 @@ def test_two_devices_of_a_ray_cluster_give_one_devices_report(tmp_path, monkeypa
     shown = {f"{SYNSETS[label]}/{level}.png": 20 * level + label for label in A for level in range(7)}
     write_images(tmp_path / "a", shown)
     model = ["--model", "test_resnet", "--weights", "weights.safetensors", "--classes", "12", "--size", "32"]
-    shifts = ["--shift", "imagenet-a=a", "--labels", "labels", "--imagenet", "a", "--chunk", "4", "--device", "cpu"]
+    shifts = ["--sets", "imagenet-a=a", "--labels", "labels", "--imagenet", "a", "--chunk", "4", "--device", "cpu"]
     found = {}
     for devices in ("1", "2"):
         main([*model, *shifts, "--devices", devices, "--json", f"{devices}.json"])
@@ -113,16 +113,14 @@ def test_a_runs_images_are_prepared_as_it_trained_on_them(small_run):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--shift", "imagenet-a"], "'imagenet-a' is no NAME=PATH: write imagenet-a=/data/imagenet-a"),
-        (["--shift", "imagenet-sketh=/x"], "'imagenet-sketh' is no shift; did you mean 'imagenet-sketch'"),
-        (["--shift", "imagenet-a=/x", "--eps", "0.1"], "--eps says nothing beside --shift"),
-        (["--shift", "imagenet-a=/x", "--frost", "/x"], "--frost says nothing beside --shift"),
-        (["--shift", "imagenet-a=/x", "--corruptions"], "ask for one at a time"),
-        (["--shift", "imagenet-a=/x", "--devices", "0"], "--devices 0: at least one process"),
-        (["--shift", "imagenet-a=/x", "--images", "0"], "images=0 must be at least 1"),
-        (["--shift", "imagenet-a=/x", "imagenet-a=/y"], "imagenet-a is given twice"),
-        (["--shift", "imagenet-a=/x", "--ground-truth", "/x"], "name it by --imagenet FOLDER"),
-        (["--labels", "/x"], "--labels says nothing without --shift or --corruptions"),
+        (["--sets", "imagenet-a"], "'imagenet-a' is no NAME=PATH: write imagenet-a=/data/imagenet-a"),
+        (["--sets", "imagenet-sketh=/x"], "'imagenet-sketh' is no shift; did you mean 'imagenet-sketch'"),
+        (["--sets", "imagenet-a=/x", "--eps", "0.1"], "unrecognized arguments: --eps 0.1"),
+        (["--labels", "/x"], "the following arguments are required: --sets"),
+        (["--sets", "imagenet-a=/x", "--devices", "0"], "--devices 0: at least one process"),
+        (["--sets", "imagenet-a=/x", "--images", "0"], "images=0 must be at least 1"),
+        (["--sets", "imagenet-a=/x", "imagenet-a=/y"], "imagenet-a is given twice"),
+        (["--sets", "imagenet-a=/x", "--ground-truth", "/x"], "name it by --imagenet FOLDER"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_with_what_it_needs(small_run, more, said, capsys):
@@ -134,7 +132,7 @@ def test_a_command_line_that_cannot_be_is_refused_with_what_it_needs(small_run, 
 
 def test_a_network_for_grey_images_is_refused(small_run, words, monkeypatch, capsys):
     monkeypatch.undo()  # the run's own network
-    at = words.index("--shift")
+    at = words.index("--sets")
     with pytest.raises(SystemExit):
         main([str(small_run.parent / "run"), *words[at:]])
     assert "00000004 takes grey ones: give another network" in capsys.readouterr().err

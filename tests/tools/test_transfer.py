@@ -1,4 +1,4 @@
-"""tools.transfer: one command from checkpoints to a matrix; and tools.eval's saved adversarial sets."""
+"""tools.eval transfer: one command from checkpoints to a matrix; and tools.eval's saved adversarial sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robust_train.read.errors import ConfigError
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 from tools import eval as tools_eval
-from tools.transfer import arguments, attack_of, main, named, subject_of
+from tools.eval_transfer import arguments, attack_of, main, named, subject_of
 
 QUICK = ["--images", "40", "--steps", "2", "--chunk", "16"]
 
@@ -124,7 +124,7 @@ def test_help_teaches_how_to_read_the_matrix(capsys):
         main(["--help"])
     assert error.value.code == 0
     said = capsys.readouterr().out
-    for word in ("column", "diagonal", "Gaussian noise", "--amplify", "python -m tools.transfer runs/a runs/b"):
+    for word in ("column", "diagonal", "Gaussian noise", "--amplify", "python -m tools.eval transfer runs/a runs/b"):
         assert word in said
 
 
@@ -135,33 +135,35 @@ def test_a_saved_set_gives_its_own_network_the_figures_that_it_was_saved_with(ru
     first = json.loads((last / "eval.json").read_text(encoding="utf-8"))
     assert "adversarial images: " in capsys.readouterr().out
     replay = ["--images", "40", "--adversarial", str(tmp_path / "set.pth")]
-    tools_eval.main([str(last), *replay])
+    tools_eval.main(["saved", str(last), *replay])
     again = json.loads((last / "eval.json").read_text(encoding="utf-8"))
     assert again["figures"][1]["name"] == "saved set set.pth"
     assert again["figures"][1]["attack"]["file"] == str(tmp_path / "set.pth")
     assert [figure["right"] for figure in again["figures"]] == [figure["right"] for figure in first["figures"]]
-    tools_eval.main([str(early), *replay])
+    tools_eval.main(["saved", str(early), *replay])
     other = json.loads((early / "eval.json").read_text(encoding="utf-8"))
     assert other["figures"][1]["right"] <= other["figures"][0]["right"]
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        tools_eval.main([str(last), *replay, "--eps", "0.05"])
+        tools_eval.main(["saved", str(last), *replay, "--eps", "0.05"])
     assert "lie outside linf of eps 0.05" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        tools_eval.main([str(last), "--adversarial", str(tmp_path / "set.pth")])
+        tools_eval.main(["saved", str(last), "--adversarial", str(tmp_path / "set.pth")])
     assert "--images 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--adversarial", "a", "--save-adversarial", "b"], "would only write it again"),
-        (["--adversarial", "a", "--steps", "3"], "--steps says nothing beside --adversarial"),
-        (["--save-adversarial", "a", "--threat", "linf", "l2", "--eps", "0.1", "1"], "one threat model, and 2"),
-        (["--save-adversarial", "a", "--corruptions"], "says nothing beside --corruptions"),
+        (["saved", "runs/x", "--adversarial", "a", "--steps", "3"], "unrecognized arguments: --steps 3"),
+        (["saved", "runs/x"], "the following arguments are required: --adversarial"),
+        (
+            ["runs/x", "--save-adversarial", "a", "--threat", "linf", "l2", "--eps", "0.1", "1"],
+            "one threat model, and 2",
+        ),
     ],
 )
 def test_a_saved_set_beside_what_it_cannot_be_with_is_refused(words, said, capsys):
     with pytest.raises(SystemExit):
-        tools_eval.main(["runs/x", *words])
+        tools_eval.main(words)
     assert said in capsys.readouterr().err

@@ -1,33 +1,33 @@
-"""Who is fooled by what was made for whom: checkpoints tried on each other's adversarial images, with controls."""
+"""Who is fooled by what was made for whom: networks tried on each other's adversarial images, with controls."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
+import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robust_train.read.errors import ConfigError, main_guard
-from robust_train.read.paths import Parser, word
+from robust_train.read.paths import word
+from tools import eval_attack, shared
+from tools.shared import number
 
 if TYPE_CHECKING:
     from robust_train.nouns import Attack, Dataset, Threat
     from robust_train.subject import Subject
 
-ATTACKS = ("pgd", "mi-fgsm", "apgd-ce", "apgd-t", "autoattack", "lbfgs", "deepfool")
-NEAREST = ("lbfgs", "deepfool")  # which look for the nearest point, in no ball where no eps is named
-STEPS = {"pgd": 50, "mi-fgsm": 10, "lbfgs": 100, "deepfool": 50}
+WITHIN = ("fab",)  # attacks that look for the nearest point, and are used within a ball all the same
 
 EPILOG = """examples
-  python -m tools.transfer runs/a runs/b runs/c
+  python -m tools.eval transfer runs/a runs/b runs/c
       each one's PGD-50 examples on all three, in the first run's threat model
-  python -m tools.transfer runs/a runs/b --attack mi-fgsm --threat linf --eps 16/255 --images 1000
-      momentum: made to carry over
-  python -m tools.transfer runs/half-1 runs/half-2 --attack lbfgs --images 100 --amplify 0.1
+  python -m tools.eval transfer runs/a runs/b --attack mi-fgsm --threat linf --eps 16/255 --images 1000 --devices 8
+      momentum: made to carry over; chunks dealt over a Ray cluster
+  python -m tools.eval transfer runs/half-1 runs/half-2 --attack lbfgs --images 100 --amplify 0.1
       the tables of Szegedy et al. 2014: nearest examples in no ball, the same amplified to an RMS of 0.1
-  python -m tools.transfer resnet50=r50.safetensors vit_base_patch16_224=vit.pth --data 'val-*.tar' --eps 4/255
+  python -m tools.eval transfer resnet50=r50.safetensors vit_base_patch16_224=vit.pth --data 'val-*.tar' --eps 4/255
       timm models with local weights
 
 how to read it
@@ -47,14 +47,7 @@ it goes on
 
 def arguments(words: list[str]) -> argparse.Namespace:
     """What the command line asks for."""
-    from tools.eval import number
-
-    parser = Parser(
-        "python -m tools.transfer",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = shared.parser("eval transfer", __doc__, EPILOG)
     what = parser.add_argument_group("who is tried")
     what.add_argument(
         "networks",
@@ -65,26 +58,26 @@ def arguments(words: list[str]) -> argparse.Namespace:
     what.add_argument("--raw", action="store_true", help="the weights themselves where a run kept an average too")
     what.add_argument("--classes", type=int, default=1000, help="classes of timm models (%(default)s)")
     what.add_argument("--size", type=int, default=224, help="image side of timm models (%(default)s)")
+    shared.of_uses(what)
     where = parser.add_argument_group("on which images")
     where.add_argument("--data", metavar="URL", help="shards: path, folder, glob, brace list or URL (the first run's)")
-    where.add_argument("--images", type=int, help="the first so many (all)")
-    where.add_argument("--chunk", type=int, default=256, help="consecutive images attacked together (%(default)s)")
+    shared.of_amount(where)
     how = parser.add_argument_group("attacked how")
-    how.add_argument("--attack", choices=ATTACKS, default="pgd", help="(%(default)s)", metavar="|".join(ATTACKS))
-    how.add_argument("--threat", choices=("linf", "l2", "l1"), help="the threat model (the first run's, else linf)")
-    how.add_argument("--eps", type=number, help="its radius, such as 8/255 (the first run's; lbfgs, deepfool: none)")
-    how.add_argument("--steps", type=int, help="of pgd (50), mi-fgsm (10), lbfgs (100) and deepfool (50)")
+    told = "any of `--list attacks` by name or {use: NAME, ...}, or MODULE:FUNCTION of your own (%(default)s)"
+    how.add_argument("--attack", default="pgd", metavar="NAME", help=told)
+    how.add_argument("--threat", metavar="NAME", help="the threat model: linf, l2, l1, l0 (the first run's, else linf)")
+    told = "its radius, such as 8/255 (the first run's; attacks that look for the nearest point: none)"
+    how.add_argument("--eps", type=number, help=told)
+    how.add_argument("--steps", type=int, help="of the attack (pgd, deepfool 50, mi-fgsm 10, lbfgs 100, ...)")
     how.add_argument("--restarts", type=int, default=1, help="of pgd: random starts; the worst counts (%(default)s)")
     how.add_argument("--amplify", type=number, metavar="RMS", help="try the examples made so large too, such as 0.1")
     how.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
     out = parser.add_argument_group("where and whither")
-    out.add_argument("--device", help="cpu, cuda, cuda:1 (the GPU where there is one)")
+    shared.of_devices(out)
     out.add_argument("--folder", default="runs/transfer", help="of transfer.json and transfer.png (%(default)s)")
     found = parser.parse_args(words)
     if len(found.networks) < 2:
         parser.error("a matrix needs two checkpoints at least: name another")
-    if found.steps is not None and found.attack not in STEPS:
-        parser.error(f"--steps is of {', '.join(STEPS)}: {found.attack} has its own number")
     return found
 
 
@@ -101,10 +94,10 @@ def main(words: list[str]) -> None:
     from robust_train.records.judging import telling
     from robust_train.records.pictures import heat_maps
     from robust_train.records.tables import show_transfers
-    from tools.eval import device_of, resumed
+    from robust_train.subject import Several
 
     asked, began = arguments(words), time.monotonic()
-    device, folder = device_of(asked), Path(asked.folder)
+    device, folder = shared.device_of(asked), Path(asked.folder)
     writable(folder, "--folder FOLDER")
     subjects = named([subject_of(one, asked) for one in asked.networks])
     sets = {name: subject.images() for name, subject in subjects.items()}
@@ -120,12 +113,12 @@ def main(words: list[str]) -> None:
         trial = Transferability(attack, asked.amplify, asked.images, asked.chunk)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    networks = {name: subject.network(device) for name, subject in subjects.items()}
-    prints = {name: digest for name, subject in subjects.items() for digest in subject.fingerprints.values()}
-    store = Store(folder / "pieces", prints)
+    several = Several(subjects)
+    networks, store = several.networks(device), Store(folder / "pieces", several.fingerprints)
+    dealt = shared.deal(asked, several, device)
     with telling() as tell:
-        found = evaluate(trial, networks, data, asked.seed, device, store, tell=tell)
-    resumed(store)
+        found = evaluate(trial, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
+    shared.resumed(store)
     matrix = trial.report(found).result
     show_transfers(matrix)
     for note in notes:
@@ -135,6 +128,7 @@ def main(words: list[str]) -> None:
     write_json(
         folder / "transfer.json",
         {
+            "command": shlex.join(["python", "-m", "tools.eval", "transfer", *words]),
             "identity": [{"name": name, **subject.identity(data)} for name, subject in subjects.items()],
             "weights": {name: subject.source for name, subject in subjects.items()},
             "transfer": tree_of(trial),
@@ -150,7 +144,10 @@ def main(words: list[str]) -> None:
 
 def subject_of(said: str, asked: argparse.Namespace) -> Subject:
     """A checkpoint, or a timm model and its weights: `resnet50=resnet50.safetensors`."""
+    from robust_train.read.uses import bring
     from robust_train.subject import Subject
+
+    bring(asked.uses, "--uses")
 
     model, _, weights = said.partition("=")
     weights = word(weights)
@@ -171,54 +168,44 @@ def named(subjects: list[Subject]) -> dict[str, Subject]:
 
 def attack_of(asked: argparse.Namespace, first: Subject, data: Dataset) -> Attack:
     """The attack that the examples are made by. Raises ConfigError where its threat model lacks an eps."""
-    from robust_train.attacks.autoattack import AutoAttack
-    from robust_train.attacks.deepfool import DeepFool
-    from robust_train.attacks.lbfgs import LBFGS
-    from robust_train.attacks.momentum import MIFGSM
-    from robust_train.evaluate.robustness import Robustness
+    from robust_train.attacks.combine import Restarts
+    from robust_train.evaluate.identity import of_function
+    from robust_train.evaluate.named import attacks_of
     from robust_train.evaluate.transferability import Unbounded
-    from robust_train.nouns import number
+    from robust_train.read.registry import attacks
 
-    steps = STEPS.get(asked.attack, 1) if asked.steps is None else asked.steps
+    said = eval_attack.told(asked.attack)
+    name = said.get("use") if isinstance(said, dict) else said
+    nearest = isinstance(name, str) and name in attacks and hasattr(attacks[name], "nearest")
+    free = nearest and asked.eps is None and name not in WITHIN
+    threat = _whole(asked.threat or "l2", data) if free else threat_of(asked, first)
+    if isinstance(said, str) and said == "apgd-t":
+        said = {"use": "apgd", "steps": 100, "targets": min(9, data.classes - 1)}
     try:
-        if asked.attack in NEAREST:
-            free = asked.eps is None
-            use = asked.threat or "l2"
-            # in no ball: eps is that of the whole box, and is not looked at
-            values = math.prod(data.shape)
-            most = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}
-            threat: Any = _threat(use, most[use] if free else asked.eps)
-            made: Any = LBFGS(threat, steps) if asked.attack == "lbfgs" else DeepFool(threat, steps)
-            return Unbounded(made) if free else made
-        threat = threat_of(asked, first)
-        if asked.attack == "mi-fgsm":
-            return MIFGSM(threat, steps, number(threat.eps) / steps)
-        if asked.attack == "autoattack":
-            return AutoAttack(threat)
-        made = Robustness((threat,), asked.attack, steps, restarts=asked.restarts)
-        return made.cascade(threat, data.classes, False)[0]
+        (made,), _ = attacks_of(said, (threat,), asked.steps, code=of_function)
+        if asked.restarts > 1:
+            if name != "pgd":
+                raise ConfigError("--restarts is of pgd: of others write {use: restarts, attack: NAME, restarts: 5}")
+            made = Restarts(made, asked.restarts)
     except ValueError as error:
         raise ConfigError(f"--attack {asked.attack}: {error}") from error
+    return Unbounded(made) if free else made  # type: ignore[arg-type]
+
+
+def _whole(use: str, data: Dataset) -> Threat:
+    """In no ball: eps is that of the whole box, and is not looked at."""
+    from robust_train.evaluate.named import threats_of
+
+    values = math.prod(data.shape)
+    most = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}
+    return threats_of({"use": use, "eps": most.get(use, float(values))})[0]
 
 
 def threat_of(asked: argparse.Namespace, first: Subject) -> Threat:
     """The threat model that is named, or else the first run's."""
-    own: Any = first.threat
-    use = asked.threat or (own.use if own is not None else "linf")
-    if asked.eps is not None and (own is None or own.use != use):
-        return _threat(use, asked.eps)
-    if own is None or own.use != use:
-        raise ConfigError(f"--threat {use}: {first.title} was not attacked in it, so it has no eps. Give --eps 8/255.")
-    from dataclasses import replace
+    from types import SimpleNamespace
 
-    return own if asked.eps is None else replace(own, eps=asked.eps)
-
-
-def _threat(use: str, eps: float) -> Threat:
-    from robust_train.read.registry import threats
-
-    return threats[use](eps=eps)  # type: ignore[call-arg]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    said = SimpleNamespace(
+        threat=None if asked.threat is None else [asked.threat], eps=None if asked.eps is None else [asked.eps]
+    )
+    return eval_attack.threats_of(said, first)[0]  # type: ignore[arg-type]
