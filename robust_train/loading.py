@@ -97,6 +97,8 @@ def of_model(
     if colon and "{" not in said:
         uses.bring([module], f"--model {said}")
         make = getattr(import_module(module), name, None)
+        if make is None:
+            raise ConfigError(f"--model {said}: {module} has no {name}")
         made = make() if callable(make) else make
         if not isinstance(made, nn.Module):
             raise ConfigError(f"--model {said}: {module}.{name} gives no nn.Module ({type(made).__name__})")

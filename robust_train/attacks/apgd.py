@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robust_train.attacks.aims import Towards, aimed, classes_of
 from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.given import wide
 from robust_train.attacks.sight import Sight
@@ -54,6 +55,7 @@ class APGD(Attack):
     steps: int  # of each run: 100 to judge, 2 or so to train
     loss: Literal["ce", "dlr"] = "ce"  # what an untargeted run raises
     targets: int = 0  # 0: away from the label; else so many classes, one run each, by the targeted DLR
+    towards: Towards = None  # in its place: a class, or one for each image, by the targeted form of `loss`
     restarts: int = 1  # runs from independent starts, for each target
     start: Literal["random", "zero"] = "random"  # a random point of the ball's face, or the image
     top: float = 0.2  # L1: share of the pixels that the first steps move; 0.05 to train
@@ -82,12 +84,16 @@ class APGD(Attack):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 0 < self.top <= 1:
             raise ValueError(f"top={self.top:g} is not in (0, 1]: it is the share of the pixels that a step moves")
-        if self.keep == "best" and (self.targets or self.restarts > 1):
+        if self.towards is not None:
+            object.__setattr__(self, "towards", classes_of(self.towards))
+            if self.targets:
+                raise ValueError("towards names classes, and targets counts likely ones: leave one of them out")
+        if self.keep == "best" and (self.targets or self.restarts > 1 or self.towards is not None):
             raise ValueError("keep=best is one untargeted run, for training: use keep=fooled with targets and restarts")
 
     @property
     def label(self) -> str:
-        kind = "t" if self.targets else self.loss
+        kind = "t" if self.targets else self.loss if self.towards is None else f"{self.loss}-t"
         return f"apgd-{kind}" + (f"-{self.steps}" if self.steps != 100 else "")
 
     def cost(self) -> float:
@@ -110,7 +116,13 @@ class APGD(Attack):
         key = key.naming(images)
         with attacked(network, self.norm, key):
             standing = Standing(network, images, targets, key, self.compact)
-            see = None
+            own, see, landing = goal or self._own, None, None
+            if self.towards is not None and goal is None:
+                labels, classes = standing.chunk_labels, standing.logits.shape[1]
+                aims = aimed(self.towards, key, labels, classes)
+                standing.choose(aims != labels)
+                landing = aims
+                own = Raising(_towards if self.loss == "dlr" else _lowered, torch.stack([labels, aims], 1))
             for run, rank in self._runs(standing.logits.shape[1]):
                 if not standing.count:
                     break
@@ -118,9 +130,9 @@ class APGD(Attack):
                     aims = torch.stack([standing.chunk_labels, standing.likeliest(rank)], 1)
                     see = Sight(network, images, targets, key, Raising(_towards, aims), self.drops, self.eot)
                 elif see is None:
-                    see = Sight(network, images, targets, key, goal or self._own, self.drops, self.eot)
+                    see = Sight(network, images, targets, key, own, self.drops, self.eot)
                 began = key.of("run").at(run)
-                standing.close(self._ascend(see, standing.images, standing.row, began, standing))
+                standing.close(self._ascend(see, standing.images, standing.row, began, standing, landing))
         return standing
 
     @property
@@ -129,15 +141,26 @@ class APGD(Attack):
 
     def _runs(self, classes: int) -> Iterator[tuple[int, int | None]]:
         """(number, rank of the target among the clean image's logits or None) of every run."""
-        if self.targets and classes < 4:
+        if (self.targets or (self.towards is not None and self.loss == "dlr")) and classes < 4:
             raise ValueError(f"the targeted DLR needs four classes, and the network has {classes}: use targets=0")
         if self.loss == "dlr" and classes < 3:
             raise ValueError(f"the DLR needs three classes, and the network has {classes}: use loss=ce")
         ranks: list[int | None] = [*range(1, min(self.targets, classes - 1) + 1)] or [None]
         yield from enumerate(rank for rank in ranks for _ in range(self.restarts))
 
-    def _ascend(self, see: Sight, images: Tensor, row: Tensor, key: Key, standing: Standing | None) -> Tensor:
-        """The best point [b, ...] of one run, of the rows that are left."""
+    def _ascend(
+        self,
+        see: Sight,
+        images: Tensor,
+        row: Tensor,
+        key: Key,
+        standing: Standing | None,
+        landing: Tensor | None = None,
+    ) -> Tensor:
+        """The best point [b, ...] of one run, of the rows that are left.
+
+        landing: [N] of the chunk, the classes on which a point fools; None: on any but the label.
+        """
         phases = self._phases(standing is not None)
         widest = replace(self.threat, eps=phases[0][0] * number(self.threat.eps))  # type: ignore[type-var]
         point = images if self.start == "zero" else _start(widest, images, key[row].of("start"))
@@ -147,7 +170,7 @@ class APGD(Attack):
             ball = replace(self.threat, eps=factor * number(self.threat.eps))  # type: ignore[type-var]
             last = factor == 1.0  # only there a point counts
             top = self.top if factor == phases[0][0] else None
-            walk = _Walk(ball, steps, top, images, row)
+            walk = _Walk(ball, steps, top, images, row, landing)
             point = walk.run(see, point, key, standing if last else None)
         return point
 
@@ -184,6 +207,11 @@ def _towards(logits: Tensor, aims: Tensor) -> Tensor:
     return targeted_dlr(logits, *aims.unbind(1))
 
 
+def _lowered(logits: Tensor, aims: Tensor) -> Tensor:
+    """Minus the cross-entropy of the classes that are aimed at, for labels and classes [b, 2]."""
+    return -cross_entropy(logits, aims[:, 1])
+
+
 @dataclass(frozen=True)
 class _Climb:
     """Where a run stands, a row an image."""
@@ -214,6 +242,7 @@ class _Walk:
     top: float | None  # L1: share of the pixels that the first steps move; None: as many as the start's sparsity says
     images: Tensor
     row: Tensor  # [b] which of the images that the goal was made for
+    landing: Tensor | None = None  # [N] the classes on which a point fools; None: on any but the label
 
     def run(self, see: Sight, point: Tensor, key: Key, standing: Standing | None) -> Tensor:
         """The point of the largest loss, [b, ...]; with `standing`, of the rows that still stand."""
@@ -221,7 +250,7 @@ class _Walk:
         loss, slope, logits = see.slope(point, key[self.row], 0, self.row)
         climb = self._begin(point, loss, slope)
         if standing is not None:
-            standing.note(correct(logits, standing.labels) == 0, point)
+            standing.note(self._fooled(logits, standing), point)
         sparse = isinstance(self.ball, L1)
         checks, before = checkpoints(self.steps, sparse), 0
         for step in range(self.steps):
@@ -234,7 +263,7 @@ class _Walk:
                 loss, slope, logits = see.slope(climb.point, where, step + 1, climb.row)
             climb = _seen(climb, loss, slope)
             if standing is not None:
-                standing.note(correct(logits, standing.labels) == 0, climb.point)
+                standing.note(self._fooled(logits, standing), climb.point)
             if step + 1 in checks:
                 climb = _sparser(climb, self.ball) if sparse else _checked(climb, step + 1 - before)
                 before = step + 1
@@ -243,6 +272,12 @@ class _Walk:
                 if not standing.count:
                     break
         return climb.best
+
+    def _fooled(self, logits: Tensor, standing: Standing) -> Tensor:
+        """[b] whether the packed rows' points do what they are made for."""
+        if self.landing is None:
+            return correct(logits, standing.labels) == 0
+        return correct(logits, self.landing[standing.row]) == 1
 
     def _begin(self, point: Tensor, loss: Tensor, slope: Tensor) -> _Climb:
         size = (1 if isinstance(self.ball, L1) else 2) * number(self.ball.eps)

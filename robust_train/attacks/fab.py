@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robust_train.attacks.aims import Towards, aimed, classes_of
 from robust_train.attacks.attacked import attacked, masks
 from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured
@@ -50,6 +51,7 @@ class FAB(NearestAttack):
     steps: int  # of each run: 100 to judge
     targets: int = 0  # 0: towards the nearest class at each step; else so many classes, one run each
     restarts: int = 1  # runs for each target; all but the first start at random
+    towards: Towards = None  # in the place of targets: a class, or one for each image
     compact: int = 10  # steps between two packings of the images that still stand
 
     sets_aside = True
@@ -66,14 +68,19 @@ class FAB(NearestAttack):
         for name, least in (("steps", 1), ("targets", 0), ("restarts", 1), ("compact", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.towards is not None:
+            object.__setattr__(self, "towards", classes_of(self.towards))
+            if self.targets:
+                raise ValueError("towards names classes, and targets counts likely ones: leave one of them out")
 
     @property
     def label(self) -> str:
-        return ("fab-t" if self.targets else "fab") + (f"-{self.steps}" if self.steps != 100 else "")
+        aimed = self.targets or self.towards is not None
+        return ("fab-t" if aimed else "fab") + (f"-{self.steps}" if self.steps != 100 else "")
 
     def cost(self) -> float:
         """For ten classes where `targets` is 0."""
-        run = 3 * self.steps + 1 if self.targets else 11 * self.steps + 1
+        run = 3 * self.steps + 1 if self.targets or self.towards is not None else 11 * self.steps + 1
         return 1 + self.restarts * max(1, self.targets) * run
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
@@ -99,10 +106,15 @@ class FAB(NearestAttack):
         distance = torch.full_like(images.flatten(1)[:, :1].sum(1), torch.inf)
         with attacked(network, key=key):
             standing = Standing(network, images, targets, key, self.compact)
+            aims = None
+            if self.towards is not None:
+                aims = aimed(self.towards, standing.chunk_key, standing.chunk_labels, standing.logits.shape[1])
+                standing.choose(aims != standing.chunk_labels)
             for run, (rank, restart) in enumerate(self._runs(standing.logits.shape[1])):
                 if not standing.count:
                     break
-                walk = self._begin(standing, rank, standing.key.of("run").at(run) if restart else None)
+                goals = aims if rank is None else standing.likeliest(rank)
+                walk = self._begin(standing, goals, standing.key.of("run").at(run) if restart else None)
                 walk = self._approach(network, walk, standing, within)
                 nearer = walk.distance < distance[walk.place]
                 points[walk.place[nearer]] = walk.best[nearer].view(-1, *images.shape[1:])
@@ -115,14 +127,17 @@ class FAB(NearestAttack):
         ranks: list[int | None] = [*range(1, min(self.targets, classes - 1) + 1)] or [None]
         yield from ((rank, restart) for rank in ranks for restart in range(self.restarts))
 
-    def _begin(self, standing: Standing, rank: int | None, key: Key | None) -> _Approach:
-        """The start of a run: the image, or with a key a random point at eps / 2, clipped to the box."""
+    def _begin(self, standing: Standing, goals: Tensor | None, key: Key | None) -> _Approach:
+        """The start of a run: the image, or with a key a random point at eps / 2, clipped to the box.
+
+        goals: [N] of the chunk, the classes that it goes to.
+        """
         images = standing.images
         start = images if key is None else self._start(images, key)
         return _Approach(
             images=images.flatten(1),
             labels=standing.labels,
-            goals=None if rank is None else standing.likeliest(rank)[standing.row],
+            goals=None if goals is None else goals[standing.row],
             place=standing.row,
             point=start.flatten(1),
             best=images.flatten(1),
@@ -146,7 +161,10 @@ class FAB(NearestAttack):
             with masks(network, "off", standing.key, step):
                 point = self._moved(walk, *_boundary(network, walk, shape, self.threat.use))
                 with torch.no_grad():
-                    fooled = correct(network(point.view(-1, *shape)), walk.labels) == 0
+                    logits = network(point.view(-1, *shape))
+                    fooled = correct(logits, walk.labels) == 0
+                    if self.towards is not None and walk.goals is not None:
+                        fooled = correct(logits, walk.goals) == 1
             far = self.threat.distance(walk.images, point)
             nearer = fooled & (far < walk.distance)
             walk = replace(

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robust_train.attacks.aims import Towards, aimed, classes_of
 from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.sight import Sight
 from robust_train.keyed import Key, integers, normal
-from robust_train.losses import cross_entropy
+from robust_train.losses import cross_entropy, labels_of
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Goal, Raising, Threat, number
@@ -37,6 +38,7 @@ class PGD(Attack):
     start: Literal["random", "zero", "noise"] = "random"  # in the set; the image; or the image + 0.001 N(0, 1)
     keep: Literal["last", "best"] = "last"  # the last iterate, or the one with the largest loss (one forward more)
     targets: Literal["label", "random"] = "label"  # away from the label, or towards a class drawn once an image
+    towards: Towards = None  # in its place: a class, or one for each image
     eot: int = 1  # gradients averaged a step, over the network's own randomness
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the steps, or redrawn
@@ -58,6 +60,10 @@ class PGD(Attack):
             raise ValueError(f"steps={self.steps} must not be negative: it counts gradients")
         if self.eot < 1:
             raise ValueError(f"eot={self.eot} must be at least 1: it counts the gradients averaged a step")
+        if self.towards is not None:
+            object.__setattr__(self, "towards", classes_of(self.towards))
+            if self.targets == "random":
+                raise ValueError("towards names classes, and targets=random draws them: leave one of them out")
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
@@ -68,7 +74,11 @@ class PGD(Attack):
                 return self.threat.apply(images, z)
             if self.targets == "random":
                 targets = integers(key.of("targets"), (len(images),), _classes(network, images), images.device)
-            uphill = -1.0 if self.targets == "random" else 1.0  # towards a class its loss is lowered
+            elif self.towards is not None:
+                labels = labels_of(targets)
+                targets = aimed(self.towards, key, labels, _classes(network, images))
+                still = (targets == labels).view(-1, *[1] * (images.dim() - 1))
+            uphill = -1.0 if self._aims else 1.0  # towards a class its loss is lowered
             see = Sight(network, images, targets, key, goal or Raising(cross_entropy), self.drops, self.eot)
             best = Best(self.threat)
             for step in range(self.steps):
@@ -81,7 +91,13 @@ class PGD(Attack):
                     score, _ = see(self.threat.apply(images, z), key, self.steps * self.eot)
                 best.see(z, uphill * score)
                 z = best.z
-            return self.threat.apply(images, z)
+            points = self.threat.apply(images, z)
+            return points if self.towards is None else torch.where(still, images, points)
+
+    @property
+    def _aims(self) -> bool:
+        """Whether a loss is lowered, towards a class, and none raised."""
+        return self.targets == "random" or self.towards is not None
 
     def _first(self, images: Tensor, key: Key) -> Any:
         """Where the ascent starts."""

@@ -251,10 +251,110 @@ def test_two_devices_of_a_ray_cluster_give_one_devices_report(small_run, tmp_pat
     assert all(torch.equal(tensor.nan_to_num(-9), two[at].nan_to_num(-9)) for at, tensor in one.items())
 
 
-def test_help_teaches_what_the_figures_mean(capsys):
+COMMANDS = {
+    "attack": (
+        "upper bound",
+        "8/255",
+        "python -m tools.eval runs/demo",
+        "robust_train.evaluate",
+        "--restarts",
+        "it goes on",
+    ),
+    "saved": ("--adversarial FILE", "adv_complete", "upper bound", "what is checked", "it goes on"),
+    "corruptions": ("--frost FOLDER", "mCE", "--kinds", "how to read it", "it goes on"),
+    "shift": ("--sets NAME=PATH", "imagenet-a", "how to read it", "it goes on"),
+    "transfer": ("diagonal", "--amplify", "--devices", "Gaussian noise", "how to read it", "it goes on"),
+    "evaluator": ("lipschitz", "FIELD=VALUE", "--list evaluators", "it goes on"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_each_command(command, capsys):
     with pytest.raises(SystemExit) as error:
-        main(["--help"])
+        main([command, "--help"])
     assert error.value.code == 0
     said = capsys.readouterr().out
-    for word in ("upper bound", "8/255", "python -m tools.eval runs/demo", "robust_train.load", "--restarts"):
-        assert word in said
+    assert [word for word in COMMANDS[command] if word not in said] == []
+    assert f"python -m tools.eval {command}" in said
+    main(["--help"])
+    assert f"\n  {command} " in capsys.readouterr().out
+
+
+def test_a_word_that_is_nearly_a_command_is_said(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["corruption", "runs/x"])
+    assert error.value.code == 2
+    assert (
+        "'corruption' is no command, and no checkpoint either; did you mean 'corruptions'?" in capsys.readouterr().err
+    )
+
+
+def test_attacks_by_name_by_fields_and_of_ones_own_stand_side_by_side(small_run, tmp_path, monkeypatch, capsys):
+    """Each by itself; what leaves the ball is refused; the same again makes nothing anew, and another function all."""
+    lab = tmp_path / "own_lab.py"
+    lab.write_text(LAB.format(size=0.1), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [str(small_run.parent / "run"), "--images", "24", "--checks", "0", "--curve", "0", "--steps", "3"]
+    words += ["--uses", "own_lab", "--attack", "fgsm", "{use: apgd, towards: 3}", "flip-pixels", "own_lab:far"]
+    main([*words, "--json", str(tmp_path / "a.json")])
+    report = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    names = [figure["name"] for figure in report["figures"]]
+    assert names == ["clean", "fgsm", "apgd-ce-t-3", "flippixels", "far", "worst"]
+    clean, *each, worst = (figure["right"] for figure in report["figures"])
+    assert worst <= min(each)
+    assert each[-1] == clean
+    assert "FLAG linf/far: points refused" in capsys.readouterr().out
+    assert report["figures"][1]["cost"] == {"forwards": 1, "backwards": 1}
+
+
+LAB = """
+from dataclasses import dataclass
+from robust_train.nouns import Attack, Threat
+from robust_train.read.registry import attacks
+
+@attacks.register("flip-pixels")
+@dataclass(frozen=True)
+class Flip(Attack):
+    threat: Threat
+    def __call__(self, network, images, targets, key, goal=None):
+        return (images + self.threat.eps).clamp(0, 1)
+    def cost(self):
+        return 0
+
+def far(module, images, labels):
+    return 1 - images
+
+def make():
+    import torch
+    torch.manual_seed({size})
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
+"""
+
+
+def test_a_model_of_ones_own_is_judged_without_a_run_and_told_from_another(small_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text(LAB.format(size=1).replace("flip-pixels", "flip-2"), encoding="utf-8")
+    words = ["--model", "own_nets:make", "--classes", "10", "--size", "32", "--channels", "1", "--eps", "0.1", *QUICK]
+    words += ["--data", str(small_run.parent / "digits" / "digits-validation-*.tar"), "--curve", "0"]
+    main(words)
+    report = json.loads((tmp_path / "runs" / "own_nets-make" / "eval.json").read_text(encoding="utf-8"))
+    assert report["model"] == "own_nets:make"
+    assert report["images"] == 40
+    assert list(report["identity"]["uses"]) == ["own_nets.py"]
+    capsys.readouterr()
+    main(words)
+    assert "going on" in capsys.readouterr().err
+    main([*words[:1], "{use: small-cnn, widths: [4, 8], strides: [2, 2]}", *words[2:], "--weights", _weights(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(["--model", "own_nets:made", *words[2:]])
+    assert "own_nets has no made" in capsys.readouterr().err
+
+
+def _weights(folder):
+    from safetensors.torch import save_file
+
+    from robust_train.loading import of_model
+
+    network = of_model("{use: small-cnn, widths: [4, 8], strides: [2, 2]}", classes=10, shape=(1, 32, 32))
+    save_file(network.model.state_dict(), folder / "small.safetensors")
+    return str(folder / "small.safetensors")
