@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from robust_train.vision import ensure_torchvision_importable
 
 if TYPE_CHECKING:
-    from robust_train.evaluate.door import evaluate
+    from robust_train.door.call import evaluate
     from robust_train.loading import load
 
 __all__ = ["evaluate", "load"]

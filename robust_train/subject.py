@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from robust_train import checkpoint, disk, fingerprint
 from robust_train.data.manifest import shard_name
 from robust_train.data.shards import Shards
-from robust_train.evaluate.identity import of_network
+from robust_train.door.identity import of_network
 from robust_train.evaluate.shifts import preprocessing
 from robust_train.fingerprint import checksum
 from robust_train.keyed.mode import Noisy

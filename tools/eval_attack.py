@@ -124,7 +124,7 @@ def check_threats(parser: argparse.ArgumentParser, found: argparse.Namespace) ->
 
 
 def _kinds() -> tuple[str, ...]:
-    from robust_train.evaluate.named import KINDS
+    from robust_train.door.named import KINDS
 
     return KINDS
 
@@ -213,8 +213,8 @@ def judge(asked: argparse.Namespace, subject: Subject, evaluation_on: Any, words
 
 def wanted(asked: argparse.Namespace) -> tuple[Subject, Robustness]:
     """What is judged, and how: in the threat models that are asked for, or else the run's."""
-    from robust_train.evaluate.identity import of_function
-    from robust_train.evaluate.named import evaluation_of
+    from robust_train.door.identity import of_function
+    from robust_train.door.named import evaluation_of
 
     subject = shared.subject_of(asked)
     threats = threats_of(asked, subject)

@@ -169,8 +169,8 @@ def named(subjects: list[Subject]) -> dict[str, Subject]:
 def attack_of(asked: argparse.Namespace, first: Subject, data: Dataset) -> Attack:
     """The attack that the examples are made by. Raises ConfigError where its threat model lacks an eps."""
     from robust_train.attacks.combine import Restarts
-    from robust_train.evaluate.identity import of_function
-    from robust_train.evaluate.named import attacks_of
+    from robust_train.door.identity import of_function
+    from robust_train.door.named import attacks_of
     from robust_train.evaluate.transferability import Unbounded
     from robust_train.read.registry import attacks
 
@@ -194,7 +194,7 @@ def attack_of(asked: argparse.Namespace, first: Subject, data: Dataset) -> Attac
 
 def _whole(use: str, data: Dataset) -> Threat:
     """In no ball: eps is that of the whole box, and is not looked at."""
-    from robust_train.evaluate.named import threats_of
+    from robust_train.door.named import threats_of
 
     values = math.prod(data.shape)
     most = {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}

@@ -9,8 +9,8 @@ class _Door(ModuleType):
     """The package itself, which may be called: its name is that of what it is for."""
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """As robust_train.evaluate.door.evaluate, which is imported when it is first needed."""
-        from robust_train.evaluate.door import evaluate
+        """As robust_train.door.call.evaluate, which is imported when it is first needed."""
+        from robust_train.door.call import evaluate
 
         return evaluate(*given, **named)
 

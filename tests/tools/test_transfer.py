@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused_with_what_it_needs(runs, capsys):
     assert "two checkpoints at least" in capsys.readouterr().err
     asked = arguments([*runs, "--threat", "l1"])
     first = subject_of(runs[0], asked)
-    with pytest.raises(ConfigError, match="not attacked in it, so it has no eps"):
+    with pytest.raises(ConfigError, match="not attacked in the threat model l1, so it has no eps"):
         attack_of(asked, first, first.images())
     with pytest.raises(ConfigError, match="named twice"):
         named([first, first])

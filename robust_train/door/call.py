@@ -15,11 +15,11 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from robust_train.evaluate import identity
+from robust_train.door import identity
+from robust_train.door.named import evaluation_of, threats_of
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.adversarial_sets import chosen
 from robust_train.evaluate.given import Images
-from robust_train.evaluate.named import evaluation_of, threats_of
 from robust_train.evaluate.report import COSTS, Report
 from robust_train.evaluate.store import Store
 from robust_train.evaluate.trial import worst

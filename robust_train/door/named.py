@@ -8,6 +8,9 @@ from dataclasses import MISSING, fields
 from fractions import Fraction
 from typing import Any, cast, get_args
 
+import numpy
+from torch import Tensor
+
 from robust_train.attacks.autoattack import AutoAttack
 from robust_train.evaluate.given import Given, takes_three
 from robust_train.evaluate.robustness import Kind, Robustness
@@ -48,7 +51,7 @@ def attack_of(said: Any, threat: Threat, steps: int | None = None, step_size: fl
     """
     if isinstance(said, Attack):
         return said
-    tree = {"use": said} if isinstance(said, str) else dict(said)
+    tree = {"use": said} if isinstance(said, str) else {name: _plain(value) for name, value in said.items()}
     name = tree.get("use")
     if isinstance(name, str) and name.startswith("autoattack-") and name in KINDS:
         return AutoAttack(threat, name.partition("-")[2])  # type: ignore[arg-type]
@@ -163,3 +166,8 @@ def _eps(use: Any, said: Any) -> float:
         return number(cast(Any, float(Fraction(said)) if isinstance(said, str) else float(said)))
     except (TypeError, ValueError, ZeroDivisionError):
         raise ConfigError(f"threats: the eps of {use} is {said!r}: write a number, such as 8/255") from None
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or an array as the list that a field reads."""
+    return value.tolist() if isinstance(value, (Tensor, numpy.ndarray)) else value

@@ -12,7 +12,7 @@ from torch import nn
 import robust_train
 from robust_train.attacks.fgsm import FGSM, NFGSM
 from robust_train.attacks.pgd import PGD
-from robust_train.evaluate.named import attack_of, threats_of
+from robust_train.door.named import attack_of, threats_of
 from robust_train.read.errors import ConfigError
 from robust_train.read.registry import attacks
 from robust_train.threats.l1 import L1

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import robust_train
+from robust_train.door.identity import of_function, of_network
 from robust_train.evaluate import robustness
-from robust_train.evaluate.identity import of_function, of_network
 from robust_train.read.errors import ConfigError
 from tests.evaluate.linear import Linear, Middling
 
