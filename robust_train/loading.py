@@ -119,7 +119,7 @@ def brought_by(said: str) -> list[str]:
     if colon and "{" not in said:
         return [module]
     tree = yaml.read(said) if "{" in said else {"use": said}
-    kind = models.get(tree.get("use"))
+    kind = models.get(str(tree.get("use")))
     return [] if kind is None or kind.__module__.startswith("robust_train.") else [kind.__module__]
 
 

@@ -65,8 +65,8 @@ def attack_of(said: Any, threat: Threat, steps: int | None = None, step_size: fl
             "module, images and labels)"
         )
     kind: Any = attacks[tree["use"]]
-    known = {field.name: field for field in fields(kind)}
-    bare = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    own_fields = {field.name: field for field in fields(kind)}
+    bare = {n for n, f in own_fields.items() if f.default is MISSING and f.default_factory is MISSING}
     eps = _eps(threat.use, getattr(threat, "eps", math.nan))
     usual = kind.usual(eps, tree.get("steps", steps))
     usual = {"threat": tree_of(threat), "threats": [tree_of(threat)], "step_sizes": [usual.get("step_size")], **usual}
@@ -74,13 +74,13 @@ def attack_of(said: Any, threat: Threat, steps: int | None = None, step_size: fl
         usual |= {"step_size": step_size, "step_sizes": [step_size]}
     asked = {"steps": steps, "step_size": step_size}
     filled = {name: usual[name] for name in bare if name in usual}
-    filled |= {name: value for name, value in asked.items() if value is not None and name in known}
-    if "threat" in known:
+    filled |= {name: value for name, value in asked.items() if value is not None and name in own_fields}
+    if "threat" in own_fields:
         filled["threat"] = tree_of(threat)
-    within = tree.get("attack") if "attack" in known else None
+    within = tree.get("attack") if "attack" in own_fields else None
     if within is not None and not isinstance(within, Attack):
         tree["attack"] = attack_of(within, threat, steps, step_size)
-    if "attacks" in known and tree.get("attacks"):
+    if "attacks" in own_fields and tree.get("attacks"):
         tree["attacks"] = [attack_of(one, threat, steps, step_size) for one in tree["attacks"]]
     return parse(Attack, {**filled, **tree}, "attack", "what was asked")  # type: ignore[type-abstract]
 

@@ -26,13 +26,14 @@ def show(title: str, report: Report, names: Sequence[str]) -> None:
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(f"\n{title}: {report.images:,} images", markup=False)
-    figures = _table("", "threat", "eps", "accuracy", "95 % interval", "right")
+    figures = _table("", "threat", "eps", "accuracy", "95 % interval", "right", "forwards", "backwards")
     for one in report.figures:
         name = f"  {one.name}" if one.part else one.name
         eps = f"{one.eps:.4g}" if one.eps else ""
         right = f"{one.right:g}" if one.right == round(one.right) else f"{one.right:.1f}"
+        costs = [f"{one.cost[what]:,.1f}" if what in one.cost else "" for what in ("forwards", "backwards")]
         figures.add_row(
-            name, one.threat, eps, f"{one.accuracy:.2%}", _interval(one.interval), f"{right} / {one.images}"
+            name, one.threat, eps, f"{one.accuracy:.2%}", _interval(one.interval), f"{right} / {one.images}", *costs
         )
     console.print(figures)
 
