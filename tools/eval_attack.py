@@ -244,7 +244,7 @@ def told(text: str) -> Any:
 
 def threats_of(asked: argparse.Namespace, subject: Subject) -> tuple[Threat, ...]:
     """The threat models that are named, or else the run's. Raises ConfigError for one without a radius."""
-    from robust_train.evaluate import named
+    from robust_train.door import named
     from robust_train.read import yaml
     from robust_train.read.parse import tree_of
 
