@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robust_train.attacks.aims import Towards, aimed, classes_of
 from robust_train.attacks.attacked import Drops, Norm, attacked
-from robust_train.attacks.given import wide
+from robust_train.attacks.given import Towards, aimed, classes_of, wide
 from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, normal, uniform

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.aims import Towards, aimed, classes_of
 from robust_train.attacks.attacked import attacked, masks
-from robust_train.attacks.given import sloped
+from robust_train.attacks.given import Towards, aimed, classes_of, sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import Standing

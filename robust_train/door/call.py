@@ -15,6 +15,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from robust_train.attacks import given
+from robust_train.attacks.given import paired, pixels
 from robust_train.door import identity
 from robust_train.door.named import evaluation_of, threats_of
 from robust_train.evaluate.accuracy import judged
@@ -27,7 +29,7 @@ from robust_train.evaluate.work import Tell, silent
 from robust_train.evaluate.work import evaluate as found_by
 from robust_train.models.foreign import moded
 from robust_train.nouns import Dataset, Place
-from robust_train.read.errors import ConfigError
+from robust_train.read.errors import ConfigError, InputError
 from robust_train.read.parse import parse
 
 
@@ -125,14 +127,14 @@ def _data(module: Any, images: Any, labels: Any, data: Any, device: str) -> Data
         _logits(module, first.images)
         return found
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
-    _refuse(images, labels)
+    images = pixels(images)
+    if not len(images):
+        raise InputError("there are no images to judge: give one or more, [N, ...]")
+    labels = paired(labels.cpu(), images.cpu())
+    if labels.dim() == 2:
+        raise InputError(f"labels have the shape {list(labels.shape)}: an evaluation takes classes [N], one an image")
     classes = _logits(module, images[:2].to(device)).shape[1]
-    labels = labels.long().cpu()
-    if len(labels) and not 0 <= int(labels.amin()) <= int(labels.amax()) < classes:
-        raise ConfigError(
-            f"labels run from {int(labels.amin())} to {int(labels.amax())}, and the module has {classes} classes: "
-            f"labels are 0 to {classes - 1}"
-        )
+    labels = given.labels(labels, images.cpu(), classes)
     made: Any = Images(images.detach().float().cpu(), labels, classes)
     return made
 
@@ -144,24 +146,6 @@ def _tensor(value: Any, what: str) -> Tensor:
         return torch.from_numpy(numpy.array(value))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: {type(value).__name__} is no tensor and no array ({error})") from None
-
-
-def _refuse(images: Tensor, labels: Tensor) -> None:
-    """ConfigError for tensors that are no images in [0, 1], or no labels."""
-    if not images.is_floating_point():
-        raise ConfigError(f"images are {images.dtype}: give floats in [0, 1], such as images.float() / 255")
-    if images.dim() < 2 or not len(images):
-        raise ConfigError(f"images are {list(images.shape)}: give one or more, [N, channels, height, width]")
-    if not bool(images.isfinite().all()):
-        raise ConfigError("images are not finite everywhere: leave out those with NaN or inf")
-    low, high = float(images.amin()), float(images.amax())
-    if low < 0 or high > 1:
-        cure = "divide them by 255" if low >= 0 else "give them before normalisation, which belongs into the module"
-        raise ConfigError(f"images lie in [{low:.4g}, {high:.4g}], and attacks keep to [0, 1]: {cure}")
-    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ConfigError(f"labels are {labels.dtype} {list(labels.shape)}: give whole numbers [N], one an image")
-    if len(labels) != len(images):
-        raise ConfigError(f"there are {len(images):,} images and {len(labels):,} labels: give one for each image")
 
 
 def _logits(module: Any, images: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from robust_train.attacks.apgd import APGD
 from robust_train.attacks.combine import Restarts
 from robust_train.attacks.pgd import PGD
 from robust_train.attacks.square import Square
-from robust_train.evaluate.counted import counting
+from robust_train.evaluate.counted import watching
+from robust_train.models.foreign import moded
 from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
 
@@ -81,6 +82,6 @@ def test_a_row_of_attacks_costs_their_sum_and_less_where_images_fall():
 
 def test_the_network_is_left_as_it_was():
     before = len(NET._forward_hooks)
-    with pytest.raises(ZeroDivisionError), counting(NET, DATA.images):
+    with pytest.raises(ZeroDivisionError), watching(moded(NET), DATA.images):
         raise ZeroDivisionError
     assert len(NET._forward_hooks) == before
