@@ -193,17 +193,19 @@ class Subject:
     @property
     def _helpers(self) -> dict[str, dict[str, str]]:
         """What the user's own modules import, however deep, that is not installed."""
-        names = dict.fromkeys(name for folder in self.checkpoints for name in recipe_of(folder).uses)
-        files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+        files = {name: getattr(sys.modules.get(name), "__file__", None) for name in self._uses}
         return {name: fingerprint.sources(Path(file)) for name, file in files.items() if file}
 
     @property
     def brought(self) -> dict[str, str]:
         """{path: sha256} of the user's own modules that its network, or any member of an ensemble, is built from."""
-        names = dict.fromkeys(name for folder in self.checkpoints for name in recipe_of(folder).uses)
-        if self.model is not None:
-            names |= dict.fromkeys(brought_by(self.model))
-        return uses.checksums(names) if names else {}
+        return uses.checksums(self._uses) if self._uses else {}
+
+    @property
+    def _uses(self) -> list[str]:
+        """The user's own modules, by name."""
+        names = [name for folder in self.checkpoints for name in recipe_of(folder).uses]
+        return list(dict.fromkeys([*names, *(() if self.model is None else brought_by(self.model))]))
 
     def identity(self, data: Dataset | None) -> dict[str, Any]:
         """What a report says it is of: checksums of weights and images, and how the images were made ready."""
