@@ -149,7 +149,8 @@ def test_the_same_call_goes_on_and_any_other_begins_anew(tmp_path, monkeypatch):
     assert call() == (0, first[1])
     assert call(images=data.images.clone()) == (0, first[1])
     assert call(threats={"linf": 0.2})[0] == 3, "the attack alone is made again"
-    assert call(seed=1)[0] == call(batch=8)[0] - 4 == 6
+    assert call(seed=1)[0] == 6
+    assert call(batch=8)[0] == 5, "what a function finds may rest on its batch; clean verdicts are taken over"
     step[0] = 0.06
     assert call()[0] == 3, "the attack reads another number"
     turned = data.targets.clone()
