@@ -74,7 +74,6 @@ class Given(Attack):
     threat: Threat
     name: str  # in the report
     a_stranger_s = True
-    by_row = False  # for all that is known
     code: str = ""  # fingerprint of the function, where verdicts are kept
 
     by_row = False  # it sees some images at a time
