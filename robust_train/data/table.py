@@ -46,7 +46,7 @@ class Table:
     @cached_property
     def shards(self) -> np.ndarray:
         """A row a shard: name, tar, sha256 (of the shard as the run names it), end."""
-        return _mapped(f"{self.stem}.shards.npy") if self.stem else np.empty(0, _shard_row(1, 1))
+        return _mapped(f"{self.stem}.shards.npy") if self.stem else np.empty(0, shard_row(1, 1))
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -116,7 +116,7 @@ def _write(stem: Path, shards: Sequence[LocalShard]) -> None:
     names: dict[str, None] = {}
     longest = 1
     for shard in shards:
-        kind = np.load(shard.rows, mmap_mode="r").dtype
+        kind = np.load(shard.rows).dtype
         longest = max(longest, kind["key"].itemsize)
         names |= dict.fromkeys(name for name in kind.names or () if name not in ("offset", "size", "label", "key"))
     row = np.dtype([*ROW.descr[:3], ("key", f"S{longest}"), *((name, "i8") for name in sorted(names))])
@@ -131,7 +131,7 @@ def _write(stem: Path, shards: Sequence[LocalShard]) -> None:
     texts = [(os.fsencode(shard.name), os.fsencode(shard.tar), shard.sha256) for shard in shards]
     if any(len(tar) > WIDEST for _, tar, _ in texts):
         raise DataError(f"a shard's path is longer than {WIDEST:,} bytes: move the shards")
-    kind = _shard_row(*(max(len(one[column]) for one in texts) for column in (0, 1)))
+    kind = shard_row(*(max(len(one[column]) for one in texts) for column in (0, 1)))
     said = np.array([(*text, end) for text, end in zip(texts, ends.tolist(), strict=True)], kind)
     write_whole(stem.with_name(f"{stem.name}.shards.npy"), lambda file: np.save(file, said))  # last: it is whole now
 
@@ -147,7 +147,8 @@ def _widened(found: np.ndarray, row: np.dtype[Any]) -> np.ndarray:
 SIZE = where("")[1]  # how the column that says an entry's bytes ends
 
 
-def _shard_row(name: int, tar: int) -> np.dtype[Any]:
+def shard_row(name: int, tar: int) -> np.dtype[Any]:
+    """A row a shard, whose name and tar are so many bytes at most."""
     return np.dtype([("name", f"S{name}"), ("tar", f"S{tar}"), ("sha256", "S64"), ("end", "i8")])
 
 

@@ -51,9 +51,9 @@ def compare(reports: Sequence[Judged]) -> dict[str, Any]:
     """{"reports", "rows"}: for JSON, a table and a page.
 
     A row is a figure under one set of terms: attack with all its settings, eps, number of images, checksums of the
-    data, how images were made ready (size, crop, interpolation), the list they are of, noise, seed, chunk, passes. Figures
-    of one name whose terms differ stand in several rows, each of which says in what it `differs`. A cell holds accuracy
-    and interval, and against the row's first the images that either alone has right
+    data, how images were made ready (size, crop, interpolation), the list they are of, noise, seed, chunk, passes.
+    Figures of one name whose terms differ stand in several rows, each of which says in what it `differs`. A cell holds
+    accuracy and interval, and against the row's first the images that either alone has right
     with McNemar's p, where the same images were judged and their verdicts were kept.
     """
     groups: dict[tuple[str, str], list[tuple[Tree, list[tuple[int, Tree]]]]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import suppress
@@ -84,10 +83,8 @@ class Journal:
 
     def add(self, entry: Entry, bad: list[str]) -> None:
         """A shard that is there, and the images that were left out of it."""
-        with self.path.open("ab") as file:
+        with self.path.open("ab") as file:  # not put on the disk: a line that a power cut takes is one shard made again
             file.write(json.dumps([asdict(entry), bad]).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def read(self) -> Iterator[tuple[Entry, list[str]]]:
         """What a killed command had made; a line that the kill cut off says nothing."""
