@@ -1,6 +1,7 @@
 # make demo: install and run the main job on embedded images.
 # make check: format, lint, types and the tests of seconds. make test: every law, method and command, as CI runs it.
 # make test-all: the long tests and the comparisons with other packages too. docs/testing.md says what is where.
+# make mutants: one-line mutations, each of which must fail a test.
 # make peers: the packages our attacks are compared with; tests/peers and tools.peers use them where they are.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ DATA := $(if $(ROBUST_TRAIN_DATA)$(wildcard ../shared/data),,and not data)
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all check peers clean
+.PHONY: demo test test-all check mutants peers clean
 demo: $(INSTALLED)
 	@$(BIN)/python -m launch.train
 
@@ -25,6 +26,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow and not long and not cluster and not gpu and not browser $(DATA)"
+
+mutants: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv: about 2 GB, a minute or two"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -41,3 +42,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(SMALL.format(folder=folder), encoding="utf-8")
     main([str(path)])
     return path
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray cluster on this machine, which every command of this process joins that asks for devices."""
+    from launch.cluster import joined
+
+    with joined(None):
+        yield

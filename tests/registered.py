@@ -39,11 +39,14 @@ def every_objective(steps: int) -> dict[str, Objective]:
 
 
 def of_steps(value: Any, steps: int) -> Any:
-    """`value` with every attack in it, however deep, of so many steps."""
+    """`value` with every attack in it, however deep, of so many steps; of 1 where it refuses to have none."""
     if is_dataclass(value) and not isinstance(value, type):
         changes = {f.name: of_steps(getattr(value, f.name), steps) for f in fields(value) if f.init}
         if isinstance(value, Attack) and "steps" in changes:
-            changes["steps"] = steps
+            try:
+                return replace(value, **{**changes, "steps": steps})
+            except ValueError:
+                changes["steps"] = 1
         return replace(value, **changes)
     return tuple(of_steps(entry, steps) for entry in value) if isinstance(value, tuple) else value
 

@@ -25,6 +25,7 @@ from robust_train.data.write import sample, write_shard
 from robust_train.evaluate.corruption_work import Sight, Verdict
 from robust_train.evaluate.lipschitz import Lipschitz
 from robust_train.evaluate.robustness import Tried
+from robust_train.evaluate.store import Store
 from robust_train.evaluate.transferability import Transferability
 from robust_train.evaluate.trial import Trial
 from robust_train.nouns import Piece
@@ -32,6 +33,7 @@ from robust_train.read.registry import attacks
 from robust_train.subject import Subject
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from tests.evaluate.zoo import middling
 from tests.registered import examples
 
 
@@ -307,3 +309,28 @@ def test_what_has_no_fingerprint_is_refused() -> None:
     assert fingerprint.digest(Odd({1: (2, {3, 4})})) == fingerprint.digest(Odd({1: [2, {4, 3}]}))
     with pytest.raises(TypeError, match="has no fingerprint: name it as harmless"):
         fingerprint.digest(Odd(object()))
+
+
+def test_passes_of_a_verdict_averaged_weights_and_the_model_count(tmp_path: Path) -> None:
+    """By name, whatever a class would call harmless: of a piece, and of what a report says it is of."""
+    trial = Trial("linf/pgd", PGD(Linf(0.1), 7, 0.02), ("clean",), "linf")
+    assert fingerprint.digest(Tried(trial, 1)) != fingerprint.digest(Tried(trial, 100))
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"weights")
+    one = Subject(model="resnet50", weights=str(weights))
+    for other in (replace(one, averaged=False), replace(one, model="resnet18")):
+        assert fingerprint.digest(other) != fingerprint.digest(one)
+        assert other.identity(None) != one.identity(None)
+
+
+def test_the_store_is_another_for_another_seed_or_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Lipschitz(Linf(0.1))
+
+    def home(seed: int = 0, source: str = "a") -> Path:
+        monkeypatch.setattr(fingerprint, "source", lambda: source)
+        store = Store(tmp_path, {})
+        store.begin(evaluator, middling(4), seed)  # type: ignore[arg-type]
+        return store.home()
+
+    assert home() == home()
+    assert len({home(), home(seed=1), home(source="b")}) == 3

@@ -31,15 +31,23 @@ def wanting(marks: set[str], seconds: float) -> str | None:
     return "slow" if seconds > LIMITS["slow"] and "slow" not in marks else None
 
 
+BEGAN = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[BEGAN] = spent()  # what it is the first to ask for, it pays for
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    before = spent()
     try:
         return (yield)
     finally:
-        lacks = wanting({mark.name for mark in item.iter_markers()}, spent() - before)
+        seconds = spent() - item.stash[BEGAN]
+        lacks = wanting({mark.name for mark in item.iter_markers()}, seconds)
         if lacks:  # a property of the report, since that is what comes back from another process
-            item.user_properties.append(("wants mark", (lacks, spent() - before)))
+            item.user_properties.append(("wants mark", (lacks, seconds)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

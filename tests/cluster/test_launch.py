@@ -103,6 +103,7 @@ def test_bad_input_that_only_a_rank_can_find_ends_the_run_at_once_with_its_messa
     assert run.updates() == 0
 
 
+@pytest.mark.long  # as test_room.py without Ray, and a job's in test_submit.py
 def test_a_cluster_too_small_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with launched(tmp_path / "run", "cluster.devices=64", "batch=1024") as run:
         assert run.wait() == 2, run.err

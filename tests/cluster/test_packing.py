@@ -1,4 +1,7 @@
-"""A sweep on a local Ray cluster: packed, a run killed, another that cannot be done, and the same command again."""
+"""A sweep on a local Ray cluster: packed, a run killed, another that cannot be done, and the same command again.
+
+A shorter sweep with a run that cannot be done is in test_uses.py; a run's own kill in test_launch.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from started_run import DEMO, SMALL, UPDATES, command, launched, metrics, until
 from launch.packing import LOG
 from robust_train.read import yaml
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 ALONE = ["cluster.devices=1", "cluster.cpus=0.5"]
 MEMBERS = {

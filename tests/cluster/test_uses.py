@@ -43,17 +43,25 @@ def test_two_ranks_train_the_users_objective_and_its_checkpoint_is_judged_elsewh
     assert set(report["identity"]["uses"]) == {"my_lab/__init__.py", "my_lab/half.py", "my_lab/sizes.py"}
 
 
-def test_a_sweep_packs_runs_of_the_users_objective(tmp_path: Path) -> None:
+def test_a_sweep_packs_runs_of_the_users_objective_and_one_that_cannot_be_done_spoils_no_other(tmp_path: Path) -> None:
     path = lab(tmp_path)
-    members = {"one": {"settings": ["cluster.cpus=0.5"]}, "two": {"settings": TWO}}
+    alone = ["cluster.cpus=0.5"]
+    members = {"one": {"settings": alone}, "two": {"settings": TWO}}
+    members["broken"] = {"settings": [*alone, "on_nonfinite.limit=1e-9"]}  # any loss is too large
     sweep = path.with_name("sweep.yaml")
-    sweep.write_text(yaml.write({"run": path.name, "folder": "study", "members": members}), encoding="utf-8")
+    tree = {"run": path.name, "folder": "study", "members": members, "retries": 0}
+    sweep.write_text(yaml.write(tree), encoding="utf-8")
     with command([sys.executable, "-m", "launch.sweep", sweep.name], tmp_path, tmp_path / "sweep", path.parent) as run:
-        assert run.wait() == 0, run.err
-    for name in members:
+        assert run.wait() == 1, run.err
+    for name in ("one", "two"):
         assert (path.parent / "study/seed0" / name / "uses/my_lab/half.py").exists()
+    kept = json.loads((path.parent / "study" / "sweep.json").read_text(encoding="utf-8"))
+    assert set(kept["runs"]) == {"seed0/one", "seed0/two"}
+    assert "above" in kept["failed"]["seed0/broken"]
+    assert "Traceback" not in run.err + run.out
 
 
+@pytest.mark.long  # as test_launch.py's bad input that only a rank can find
 def test_a_module_that_raises_on_a_rank_ends_the_run_at_once(tmp_path: Path) -> None:
     """And not in the process that starts it: as where a node lacks what the module needs."""
     path = lab(tmp_path)

@@ -10,17 +10,36 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.models.ensemble import Ensemble
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Objective, State
 from robust_train.objectives import distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
+from robust_train.objectives.interpolated import Interpolated
 from robust_train.read.registry import objectives
+from robust_train.threats.l1 import L1
+from robust_train.threats.l2 import L2
+from robust_train.threats.linf import Linf
+from robust_train.threats.pyramid import Pyramid
+from robust_train.threats.weights import Weights
 from tests.flops import counting
 from tests.registered import examples, of_steps
 
-OBJECTIVES = examples(objectives)
+LINF = PGD(Linf(0.1), 2, 0.05)
+PATCHES = PGD(
+    Pyramid(0.02, (4, 2, 1), (4.0, 2.0, 1.0)), 2, 0.01, "zero", targets="random", drops="frozen", norm="group"
+)
+BALLS = tuple(PGD(ball, 2, size, "zero", "best") for ball, size in ((Linf(0.1), 0.05), (L2(0.5), 0.3), (L1(1.5), 1.0)))
+JOINS = ("average", "maximum", "msd", "sample")
+MORE: dict[str, Objective] = {  # what the registered examples do not have, or could not: layers of this network
+    "interpolated, named layers": Interpolated(LINF, 0.0, 4, ("input", "hidden")),
+    **{f"generalized, l1, {join}": Generalized(BALLS, join) for join in JOINS},
+    **{f"generalized, l1, weights, {join}": Generalized(BALLS, join, Weights(0.05, 4), 0.1) for join in JOINS[1:3]},
+    "generalized, patches": Generalized((PATCHES,), "maximum"),
+}
+OBJECTIVES = examples(objectives) | MORE
 every = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 

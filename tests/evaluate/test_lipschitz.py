@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -15,16 +16,29 @@ from robust_train.threats.linf import Linf
 from tests.evaluate.linear import Linear, Middling
 
 
+def from_a_right_angle(steps: int) -> float:
+    """Of the closed form what L2 ascent reaches at least: the cosine it ends at from a start across the gradient.
+
+    A step of s = 2.5 / steps radii along the gradient, brought back to the sphere: tan a' = sin a / (cos a + s). A
+    start beyond the right angle climbs the other way, since the change is a length.
+    """
+    angle = math.pi / 2
+    for _ in range(steps):
+        angle = math.atan2(math.sin(angle), math.cos(angle) + 2.5 / steps)
+    return math.cos(angle)
+
+
 @pytest.mark.parametrize(("threat", "dual"), [(Linf(0.1), 1), (L2(0.5), 2)])
 def test_of_a_linear_network_it_is_the_dual_norm_of_its_weights(threat, dual) -> None:
+    """L-infinity: one step is the whole way. L2: as near as the ascent comes from the worst start."""
     networks = {"one": Linear(0.1), "three": Linear(0.3)}
     evaluator = Lipschitz(threat, steps=10, chunk=20, images=40)
     (table,) = evaluator.report(evaluate(evaluator, networks, Middling())).tables
     for (name, *numbers), scale in zip(table.rows, (0.1, 0.3), strict=True):
         assert name == {0.1: "one", 0.3: "three"}[scale]
         expected = scale * float(networks[name].weight.detach().norm(dual))
-        assert all(0.97 * expected < number < (1 + 1e-4) * expected for number in numbers)
-        assert threat.use != "linf" or numbers == pytest.approx([expected] * 3, rel=1e-4), "one step is the whole way"
+        least = 1 - 1e-4 if threat.use == "linf" else from_a_right_angle(10)
+        assert all(least * expected < number < (1 + 1e-4) * expected for number in numbers)
 
 
 def test_another_network_costs_its_own_pieces_alone(tmp_path) -> None:

@@ -166,8 +166,9 @@ def test_two_places_do_together_what_one_does(runs, data):
     assert all(equal(halves[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
-def test_two_devices_of_a_ray_cluster_judge_as_one_process(runs, data, tmp_path):
+def test_two_devices_of_a_ray_cluster_judge_as_one_process(local_ray, runs, data, tmp_path):
     from launch.deal import dealt
 
     entries = Panel((Entry("d", (runs["d"],)), Entry("both", (runs["a"], runs["d"]))))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -26,14 +24,13 @@ from robust_train.nouns import Place
 from robust_train.settings.average import Average
 from robust_train.settings.execution import Execution
 from robust_train.settings.optimiser import Optimiser
+from tests.laws import toy_job
 from tests.laws.toy_job import UPDATES
-from tests.ranks import on_ranks
+from tests.ranks import on_ranks, server
 from tests.registered import every_objective
 from tests.toys import gone_back, saved, toy_run, trained, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def start(world: int, *arguments: str) -> list[int]:
@@ -45,12 +42,11 @@ def start(world: int, *arguments: str) -> list[int]:
     for rank in range(world):
         said = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **{name: str(value) for name, value in said.items()}, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.laws.toy_job", *arguments]
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [rank.communicate()[1] for rank in ranks]
-    if not any(rank.returncode == -signal.SIGKILL for rank in ranks) and any(rank.returncode for rank in ranks):
-        raise RuntimeError("\n".join(errors))
-    return [rank.returncode for rank in ranks]
+        ranks.append(server().Process(target=toy_job.rank, args=(environment, *arguments)))
+        ranks[-1].start()
+    for one in ranks:
+        one.join()
+    return [one.exitcode for one in ranks]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

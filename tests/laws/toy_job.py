@@ -1,4 +1,4 @@
-"""A rank of a toy run, as a process that may kill itself: `python -m tests.laws.toy_job FOLDER ENGINE [WHEN]`.
+"""A rank of a toy run, as a process that may kill itself: `rank(environment, FOLDER, ENGINE[, WHEN])`.
 
 ENGINE: plain, or the ZeRO stage of DeepSpeed. WHEN: "update 4" (before it, on the last rank), or "manifest" (while the
 second checkpoint is written, on the first one).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from unittest import mock
@@ -68,7 +67,9 @@ def finish_or_kill(plain, path) -> str:
     return plain(path)
 
 
-def main(folder: str, engine: str, when: str = "") -> None:
+def rank(environment: dict[str, str], folder: str, engine: str, when: str = "") -> None:
+    os.environ.clear()
+    os.environ |= environment
     torch.set_num_threads(1)
     register()
     run = toy_job_run(folder, engine)
@@ -85,7 +86,3 @@ def main(folder: str, engine: str, when: str = "") -> None:
             from robust_train.engines.deepspeed import DeepSpeedEngine
 
             job.do(run, DeepSpeedEngine, place_of_environment())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -202,11 +202,11 @@ def test_help_teaches_what_may_be_compared(capsys):
 
 @pytest.mark.slow
 def test_two_evaluations_of_one_network_are_alike_in_every_image(small_run, tmp_path):
-    """End to end: tools.eval writes what tools.compare reads, and its page beside it."""
-    run = shutil.copytree(small_run.parent / "run", tmp_path / "run")  # pieces that are kept there are nobody else's
-    words = [str(run), "--images", "40", "--steps", "2", "--curve", "2", "--checks", "0"]
-    for name in ("a", "b"):
-        judge([*words, "--chunk", "16", "--json", str(tmp_path / name / "eval.json")])
+    """End to end: tools.eval writes what tools.compare reads, and its page beside it; in chunks too that differ."""
+    for name, chunk in (("a", "16"), ("b", "16"), ("c", "7")):
+        run = shutil.copytree(small_run.parent / "run", tmp_path / f"run-{name}")  # each finds it for itself
+        words = [str(run), "--images", "40", "--steps", "2", "--curve", "2", "--checks", "0"]
+        judge([*words, "--chunk", chunk, "--json", str(tmp_path / name / "eval.json")])
         text = (tmp_path / name / "eval.html").read_text(encoding="utf-8")
         tree = json.loads((tmp_path / name / "eval.json").read_text(encoding="utf-8"))
         assert tree["command"].startswith("python -m tools.eval")
@@ -214,11 +214,19 @@ def test_two_evaluations_of_one_network_are_alike_in_every_image(small_run, tmp_
             assert f"{100 * figure['accuracy']:.2f}\u00a0%" in text
         assert "data:image/png;base64," in text
         assert "<svg" in text
-    main([str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(tmp_path / "c.json")])
-    rows = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == len(tree["figures"])
+    names = [str(tmp_path / name) for name in "abc"]
+    main([*names, "--json", str(tmp_path / "all.json")])
+    rows = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 2 * len(tree["figures"])
     for row in rows:
-        assert row["cells"][1]["pair"] == {"lost": 0, "gained": 0, "p": 1.0}
+        if "chunk 7" in row["differs"]:
+            assert row["cells"][:2] == [None, None]
+        else:
+            assert row["cells"][1]["pair"] == {"lost": 0, "gained": 0, "p": 1.0}
+            assert row["cells"][2] is None
+    by_chunk = {chunk: [row["cells"] for row in rows if f"chunk {chunk}" in row["differs"]] for chunk in (16, 7)}
+    for one, other in zip(by_chunk[16], by_chunk[7], strict=True):
+        assert one[0]["right"] == other[2]["right"], "no verdict depends on the chunk"
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_autoattack_runs_on_an_ensemble(study):
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_two_devices_judge_an_ensemble_as_one_does(study):
+def test_two_devices_judge_an_ensemble_as_one_does(local_ray, study):
     path, found = made(study, members=("trained", "v1")), []
     for devices in ("1", "2"):
         words = [*QUICK, "--steps", "1", "--restarts", "1", "--checks", "0", "--curve", "0", "--chunk", "8"]

@@ -225,7 +225,7 @@ def test_a_report_that_takes_anothers_place_says_whose(small_run, tmp_path, caps
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_two_devices_of_a_ray_cluster_give_one_devices_report(small_run, tmp_path):
+def test_two_devices_of_a_ray_cluster_give_one_devices_report(local_ray, small_run, tmp_path):
     """Verdicts are equal to the bit: chunks are dealt whole."""
     import shutil
 

@@ -1,0 +1,1 @@
+"""Mutations that must fail a test, and who tries them."""
