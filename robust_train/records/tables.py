@@ -26,16 +26,19 @@ def show(title: str, report: Report, names: Sequence[str]) -> None:
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(f"\n{title}: {report.images:,} images", markup=False)
-    figures = _table("", "threat", "eps", "accuracy", "95 % interval", "right", "forwards", "backwards")
+    figures = _table("", "threat", "eps", "accuracy", "95 % interval", "right")
     for one in report.figures:
         name = f"  {one.name}" if one.part else one.name
         eps = f"{one.eps:.4g}" if one.eps else ""
         right = f"{one.right:g}" if one.right == round(one.right) else f"{one.right:.1f}"
-        costs = [f"{one.cost[what]:,.1f}" if what in one.cost else "" for what in ("forwards", "backwards")]
         figures.add_row(
-            name, one.threat, eps, f"{one.accuracy:.2%}", _interval(one.interval), f"{right} / {one.images}", *costs
+            name, one.threat, eps, f"{one.accuracy:.2%}", _interval(one.interval), f"{right} / {one.images}"
         )
     console.print(figures)
+    spent = [one for one in report.figures if one.cost and not one.part]
+    for one in spent:
+        forwards, backwards = one.cost["forwards"], one.cost["backwards"]
+        console.print(f"{one.title}: {forwards:,.1f} forward and {backwards:,.1f} backward passes an attacked image")
 
     for points in report.curves:
         console.print(f"accuracy against eps ({points[-1].threat}), one start each")
