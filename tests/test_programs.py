@@ -46,6 +46,7 @@ def test_a_program_of_the_page_runs_word_for_word(number, place, small_run, caps
     assert (place / "kept").is_dir() == (number == 4)
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_says_what_there_is_to_believe(capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "evaluate_my_own_network.py"))["main"]([])
