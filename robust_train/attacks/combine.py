@@ -78,12 +78,13 @@ class Restarts(Attack):
 class WorstOf(Attack):
     """The worst of several attacks, image by image: for the union of their threat models.
 
-    Costs the attacks, and one forward for each where there are several.
+    Costs the attacks, and `draws` forwards for each where there are several.
     """
 
     attacks: tuple[Attack, ...]  # each with its threat model
     by: By = "fooled"  # one that fools first, then the larger loss; or the larger loss alone
     norm: Norm = "running"  # BatchNorm where the attacks are judged
+    draws: int = 1  # passes that a point is judged by, over the network's own randomness
 
     examples = """
     - {attacks: [{use: pgd, threat: {use: linf, eps: 0.1}, steps: 1, step_size: 0.1}, {use: fgsm, threat: {use: l2, eps:
@@ -94,6 +95,8 @@ class WorstOf(Attack):
     def __post_init__(self) -> None:
         if not self.attacks:
             raise ValueError("attacks is empty: name one or more of them")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws} must be at least 1: it counts the passes that a point is judged by")
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], each inside one of the threat models, without a graph."""
@@ -103,14 +106,14 @@ class WorstOf(Attack):
         )
         if len(self.attacks) == 1:
             return next(found)
-        return worst(network, images, found, targets, key, goal, self.norm, self.by)
+        return worst(network, images, found, targets, key, goal, self.norm, self.by, self.draws)
 
     def reach(self) -> tuple[Threat, ...]:
         """Those of its attacks."""
         return tuple(threat for attack in self.attacks for threat in attack.reach())
 
     def cost(self) -> float:
-        return sum(attack.cost() + (len(self.attacks) > 1) for attack in self.attacks)
+        return sum(attack.cost() + self.draws * (len(self.attacks) > 1) for attack in self.attacks)
 
     def goals(self) -> int:
         return sum(attack.goals() for attack in self.attacks) + (len(self.attacks) > 1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_train.attacks.attacked import some
+from robust_train.attacks.attacked import masks
 from robust_train.attacks.given import wide
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring
 from robust_train.keyed import Key, normal, uniform
@@ -50,7 +50,6 @@ class HopSkipJump(NearestAttack):
     tries: int = 100  # uniform images to start from
 
     sets_aside = True
-    by_row = False  # noise goes by the images still at work
     examples = """
     - {threat: {use: l2, eps: 0.5}, steps: 2, first: 10}
     - {threat: {use: linf, eps: 0.1}, steps: 2, first: 10, tries: 5}
@@ -84,15 +83,14 @@ class HopSkipJump(NearestAttack):
         key = key.naming(images)
         points, distance = images.clone(), images.new_full((len(images),), torch.inf)
         with measuring(network, key), torch.no_grad():
-
-            def fools(at: Tensor, rows: Tensor) -> Tensor:
-                with some(network, rows):
-                    return correct(network(at), targets[rows]) == 0
-
+            oracle = _Oracle(network, targets, key.of("noise"))
+            fools, every = oracle.fools, torch.arange(len(images), device=images.device)
             rows, walking = self._started(images, key, fools)
-            wrong = fools(images, torch.arange(len(images), device=images.device))
+            oracle.stage("clean")
+            wrong = fools(images, every)
             rows, walking = rows[~wrong[rows]], walking[~wrong[rows]]
             for step in range(1, self.steps + 2):
+                oracle.stage("bisection", step)
                 if len(rows):
                     walking = self._bisected(images[rows], walking, partial(fools, rows=rows))
                     now = self.threat.distance(images[rows], walking)
@@ -104,8 +102,9 @@ class HopSkipJump(NearestAttack):
                 if not len(rows) or step > self.steps:
                     break
                 jump = key[rows].of("directions").at(step)
+                oracle.stage("jump", step)
                 walking = self._jumped(walking, now, jump, partial(fools, rows=rows), step)
-            every = torch.arange(len(images), device=images.device)
+            oracle.stage("end")
             for share in FARTHER:  # what a bisection ends with may stop to fool by the rounding of another batch size
                 slipped = distance.isfinite() & ~fools(points, every)
                 farther = (points + share * (points - images)).clamp(0, 1)
@@ -179,6 +178,24 @@ class HopSkipJump(NearestAttack):
 
     def _halvings(self, pixels: int) -> int:
         return math.ceil(math.log2(pixels) * (1.5 if self.threat.use == "l2" else 2)) if pixels > 1 else 1
+
+
+class _Oracle:
+    """The network's decisions. Noise goes by the row and by the number of its query in a stage, whoever else asks."""
+
+    def __init__(self, network: Any, targets: Tensor, key: Key) -> None:
+        self.network, self.targets, self.key = network, targets, key
+        self.stage("start")
+
+    def stage(self, name: str, step: int = 0) -> None:
+        """What comes: its queries are counted anew, since images leave a stage after unlike numbers of them."""
+        self.own, self.asked = self.key.of(name).at(step), 0
+
+    def fools(self, at: Tensor, rows: Tensor) -> Tensor:
+        """[b] bool: whether points of these images fool."""
+        with masks(self.network, "off", self.own[rows], self.asked):
+            self.asked += 1
+            return correct(self.network(at), self.targets[rows]) == 0
 
 
 def outward(points: Tensor, spread: Tensor, directions: Iterable[Tensor], fools: Callable[[Tensor], Tensor]) -> Tensor:

@@ -30,13 +30,15 @@ class OnePixel(Attack):
     A candidate c is (row, column, colours) for each pixel, in [0, 1]; entries that leave [0, 1] are drawn anew. First
     places are uniform, first colours N(1/2, 1/2) clipped. Two pixels of a candidate may meet: the later one is seen.
     Su et al. 2019 (arXiv 1710.08864), there with a population of 400 and 100 generations, and the label's probability
-    where here the margin falls. Reads no gradient. Costs at most population (generations + 1) + 3 forwards.
+    where here the margin falls. Reads no gradient. Costs at most
+    population (generations + 1) draws + 3 forwards.
     """
 
     threat: L0  # how many pixels may change: l0 of eps 1, 3, 5
     population: int = 400  # candidates an image
     generations: int = 100  # times they are replaced
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
+    draws: int = 1  # looks averaged a query, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -47,6 +49,8 @@ class OnePixel(Attack):
     def __post_init__(self) -> None:
         if self.population < 3:
             raise ValueError(f"population={self.population} must be at least 3: a candidate is made of three others")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws} must be at least 1: it counts the looks averaged a query")
         if self.generations < 0:
             raise ValueError(f"generations={self.generations} must not be negative: it counts replacements")
 
@@ -55,7 +59,7 @@ class OnePixel(Attack):
         return f"pixels{number(self.threat.eps):g}"
 
     def cost(self) -> float:
-        return self.population * (self.generations + 1) + 3
+        return self.population * (self.generations + 1) * self.draws + 3
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1], inside the threat model. goal: raised, not minus the margin."""
@@ -67,7 +71,9 @@ class OnePixel(Attack):
             standing = Standing(network, images, targets, key, every=1)
             if not standing.count:
                 return standing
-            see = Sight(network, images, targets, standing.chunk_key, goal or Raising(overtaking), self.drops)
+            see = Sight(
+                network, images, targets, standing.chunk_key, goal or Raising(overtaking), self.drops, self.draws
+            )
             born = self._born(standing)
             breed = Breed(born, self._judged(standing, see, born, 0))
             for generation in range(1, self.generations + 1):
@@ -101,7 +107,7 @@ class OnePixel(Attack):
         values = []
         for index, candidate in enumerate(candidates.unbind(1)):
             points = painted(standing.images, candidate)
-            raised, logits = see(points, standing.key, generation * self.population + index, standing.row)
+            raised, logits = see.look(points, standing.key, generation * self.population + index, standing.row)
             standing.note(correct(logits, standing.labels) == 0, points)
             values.append(raised)
         return torch.stack(values, dim=1)

@@ -34,9 +34,10 @@ class QueryAscent(Attack):
     sigma: float
     compact: int
     drops: Drops
+    draws: int
 
     def cost(self) -> float:
-        return self.steps * (self.samples + 1) + 3
+        return self.steps * (self.samples + 1) * self.draws + 3
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph."""
@@ -48,13 +49,15 @@ class QueryAscent(Attack):
             standing = Standing(network, images, targets, key, self.compact)
             if not standing.count:
                 return standing
-            see = Sight(network, images, targets, standing.chunk_key, goal or Raising(self.raised), self.drops)
+            see = Sight(
+                network, images, targets, standing.chunk_key, goal or Raising(self.raised), self.drops, self.draws
+            )
             zero = torch.zeros_like(standing.images)
             walk = Walk(standing.images, zero, zero)
             for step in range(self.steps):
                 slope = self._slope(standing, see, walk.points, step)
                 walk = self.moved(walk, standing.images, slope, step)
-                _, logits = see(walk.points, standing.key, step * (self.samples + 1), standing.row)
+                _, logits = see.look(walk.points, standing.key, step * (self.samples + 1), standing.row)
                 standing.note(correct(logits, standing.labels) == 0, walk.points)
                 if standing.due(step) and step + 1 < self.steps:
                     walk = standing.pack(walk)
@@ -70,7 +73,7 @@ class QueryAscent(Attack):
         def value(at: Tensor) -> Tensor:
             nonlocal asked
             asked += 1
-            return see(at, standing.key, step * (self.samples + 1) + asked, standing.row)[0]
+            return see.look(at, standing.key, step * (self.samples + 1) + asked, standing.row)[0]
 
         pairs = self.samples // 2
         return estimated(value, points, (self.direction(drawn.at(pair), points) for pair in range(pairs)), self.sigma)
@@ -121,7 +124,7 @@ class NES(QueryAscent):
         m' = momentum m + (1 - momentum) g,    z' = threat.step(z, m', step_size)
 
     Ilyas et al. 2018 (arXiv 1804.08598, algorithm 1, untargeted). Reads no gradient. Costs at most
-    steps (samples + 1) + 3 forwards.
+    steps (samples + 1) draws + 3 forwards.
     """
 
     threat: Ball  # where it searches
@@ -132,6 +135,7 @@ class NES(QueryAscent):
     momentum: float = 0.9  # share of the slopes before
     compact: int = 5  # steps between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
+    draws: int = 1  # looks averaged a query, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     usual_steps, usual_way = 200, 40.0
@@ -168,7 +172,7 @@ class SPSA(QueryAscent):
         z' = project(z + step_size m / (sqrt v + 1e-8)),    m, v: Adam's means of g and g^2, without their bias
 
     l = max_{j != y} z_j - z_y. Uesato et al. 2018 (arXiv 1802.05666, algorithm 1). Reads no gradient. Costs at most
-    steps (samples + 1) + 3 forwards.
+    steps (samples + 1) draws + 3 forwards.
     """
 
     threat: Ball  # where it searches
@@ -178,6 +182,7 @@ class SPSA(QueryAscent):
     sigma: float = 0.01  # how far from the point the queries are, in each pixel
     compact: int = 5  # steps between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
+    draws: int = 1  # looks averaged a query, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     usual_steps = 100
@@ -213,5 +218,7 @@ def _refuse_senseless(attack: NES | SPSA) -> None:
         raise ValueError(f"samples={attack.samples} must be even and at least 2: each direction takes two queries")
     if attack.sigma <= 0:
         raise ValueError(f"sigma={attack.sigma:g} must be positive: it is how far the queries are from the point")
+    if attack.draws < 1:
+        raise ValueError(f"draws={attack.draws} must be at least 1: it counts the looks averaged a query")
     if attack.compact < 1:
         raise ValueError(f"compact={attack.compact} must be at least 1: it counts steps between two packings")

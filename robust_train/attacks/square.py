@@ -45,7 +45,8 @@ class Square(Attack):
     signs of its own where theirs share one draw a batch, so that no result depends on who else is in it; a tie of the
     two largest logits is no success; images of any sides.
 
-    Reads no gradient. Costs at most queries + 3 forwards: the images, the start, the queries, the last judgement.
+    Reads no gradient. Costs at most (queries + 1) draws + 2 forwards: the images, the start, the queries, the last
+    judgement.
     """
 
     threat: Ball  # where it searches: linf, l2 or l1
@@ -54,6 +55,7 @@ class Square(Attack):
     edges: bool = False  # windows reach the last row and column too; AutoAttack's never do
     compact: int = 20  # queries between two packings of the images that still stand
     drops: Drops = "off"  # dropout and stochastic depth in the attack: off, frozen over the queries, or redrawn
+    draws: int = 1  # looks averaged a query, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -70,6 +72,8 @@ class Square(Attack):
             raise ValueError(f"queries={self.queries} must not be negative: it counts the windows tried")
         if not 0 < self.p <= 1:
             raise ValueError(f"p={self.p:g} is not in (0, 1]: it is the share of the image in the first windows")
+        if self.draws < 1:
+            raise ValueError(f"draws={self.draws} must be at least 1: it counts the looks averaged a query")
         if self.compact < 1:
             raise ValueError(f"compact={self.compact} must be at least 1: it counts queries between two packings")
 
@@ -78,7 +82,7 @@ class Square(Attack):
         return "square" + (f"-{self.queries}" if self.queries != 5000 else "")
 
     def cost(self) -> float:
-        return self.queries + 3
+        return (self.queries + 1) * self.draws + 2
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1], inside the threat model, without a graph.
@@ -94,7 +98,15 @@ class Square(Attack):
             if standing.count:
                 self._search(
                     standing,
-                    Sight(network, images, targets, standing.chunk_key, goal or Raising(overtaking), self.drops),
+                    Sight(
+                        network,
+                        images,
+                        targets,
+                        standing.chunk_key,
+                        goal or Raising(overtaking),
+                        self.drops,
+                        self.draws,
+                    ),
                 )
         return standing
 
@@ -138,7 +150,7 @@ class Square(Attack):
 
 def _judged(standing: Standing, see: Sight, points: Tensor, query: int) -> tuple[Tensor, Tensor]:
     """[b] what is raised, and whether the points fool."""
-    raised, logits = see(points, standing.key, query, standing.row)
+    raised, logits = see.look(points, standing.key, query, standing.row)
     return raised, correct(logits, standing.labels) == 0
 
 

@@ -282,7 +282,7 @@ def checks(tag: str, threat: Threat, row: Sequence[Trial], images: int, steps: i
         ("attack-on-all", PGD(threat, 10, eps / 4, eot=draws), ()),
     ]
     if isinstance(threat, Ball) and threat.use in ("linf", "l2", "l1") and gradients == whole:
-        made.append(("square", Square(threat, MORE * steps, edges=True), whole))
+        made.append(("square", Square(threat, MORE * steps, edges=True, draws=draws), whole))
     return tuple(Trial(f"{tag}/check/{name}", attack, after, tag, "check", images) for name, attack, after in made)
 
 

@@ -143,7 +143,13 @@ class Robustness(Evaluator):
         last = plan.of("attack", trial.threat)[-1:] == [trial]
         tally = CLEAN if trial.role == "clean" else trial.threat if last else ""
         holds = holds if trial.role in ("clean", "attack") else ()
-        own = {"needs": trial.after, "images": trial.images, "holds": holds, "cost": trial.cost(), "tally": tally}
+        own = {
+            "needs": trial.after,
+            "images": trial.images,
+            "holds": holds,
+            "cost": trial.cost(plan.draws),
+            "tally": tally,
+        }
         by_row = plan.draws == 1 and trial.by_row  # a network with draws of its own is seeded by its chunk
         return Piece(trial.name, Tried(trial, plan.draws), by_row=by_row, **own)  # type: ignore[arg-type]
 

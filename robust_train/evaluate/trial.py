@@ -43,9 +43,16 @@ class Trial:
         """Whether no image's point depends on the others of its chunk, whatever the attack is made of."""
         return all(attack.by_row for attack in _within(self.attack))
 
-    def cost(self) -> float:
-        """Forward passes for an image that is attacked to the end."""
-        return 1.0 if self.attack is None else self.attack.cost() + 1
+    def cost(self, draws: int = 1) -> float:
+        """Forward passes for an image that is attacked to the end, its verdicts means over `draws` passes.
+
+        Attacks that set images aside judge by passes of their own then: when clean, and twice at a run's end.
+        """
+        verdict = 1 if draws == 1 else 2 * draws
+        if self.attack is None:
+            return verdict
+        own = 3 * chance.PASSES if draws > 1 and hasattr(self.attack, "search") else 0
+        return self.attack.cost() + own + verdict
 
 
 def _within(value: Any) -> Iterator[Attack]:

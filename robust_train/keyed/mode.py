@@ -166,22 +166,32 @@ class Held:
 
     def __init__(self, mode: Mode | None = None) -> None:
         self.now = mode or Mode()
+        self._below: list[tuple[Mode, frozenset[str]]] = []  # modes that come back, and what was said upon each
 
     def settle(self, changes: Changes) -> None:
         """Change the mode for good."""
         self.now = self.now.but(changes)
 
+    def rest(self, changes: Changes) -> None:
+        """Change what the mode rests on, for good: what was said since, for a while, stays said."""
+        left = dict(changes)
+        for level, (mode, said) in enumerate(self._below):
+            self._below[level] = (mode.but(left), said)  # type: ignore[arg-type]
+            left = {name: value for name, value in left.items() if name not in said}
+        self.now = self.now.but(left)  # type: ignore[arg-type]
+
     @contextmanager
     def entered(self, changes: Changes) -> Iterator[None]:
         """Change the mode for a while; what was before comes back, also after an error."""
-        with self.under(self.now.but(changes)):
+        with self.under(self.now.but(changes), frozenset(changes)):
             yield
 
     @contextmanager
-    def under(self, mode: Mode) -> Iterator[None]:
-        """This mode for a while."""
-        before, self.now = self.now, mode
+    def under(self, mode: Mode, said: frozenset[str] = frozenset()) -> Iterator[None]:
+        """This mode for a while. said: what of it may not be changed beneath it meanwhile."""
+        self._below.append((self.now, said))
+        self.now = mode
         try:
             yield
         finally:
-            self.now = before
+            self.now, _ = self._below.pop()

@@ -39,8 +39,6 @@ class Ensemble(Moded):
         if len(given) != len(members) or min(given) < 0 or abs(sum(given) - 1) > 1e-6:
             raise ValueError(f"weights={given} must be {len(members)} shares, none below 0, that add up to 1")
         self.members = nn.ModuleList(members)
-        for index, member in enumerate(members):
-            member.settle(fixed=Key(0).of("fixed").at(index))  # no two share a draw
         self.classes, self.mean = classes.pop(), mean
         self.register_buffer("weights", torch.tensor(given, dtype=torch.float64), persistent=False)
 
@@ -50,7 +48,11 @@ class Ensemble(Moded):
 
     def answers(self, images: Tensor) -> Tensor:
         """[M, B, classes] the members' logits."""
-        return torch.stack([member(images) for member in self.members])
+        each = []
+        for index, member in enumerate(self.each):
+            with member.mode(fixed=member.now.fixed.at(index)):  # no two share a draw; each alone stays as it is
+                each.append(member(images))
+        return torch.stack(each)
 
     @property
     def each(self) -> list[Network]:

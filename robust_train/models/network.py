@@ -189,7 +189,7 @@ class Network(Moded):
         return self.now.precision
 
     def train(self, mode: bool = True) -> Network:
-        self.held.settle({"norm": "group" if mode else "running", "record": mode})
+        self.held.rest({"norm": "group" if mode else "running", "record": mode})
         return super().train(mode)
 
     @contextmanager

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.autoattack import AutoAttack
 from robust_train.attacks.chance import PASSES, Chancy, passes
-from robust_train.attacks.combine import Restarts
+from robust_train.attacks.combine import Restarts, WorstOf
 from robust_train.attacks.pgd import PGD
+from robust_train.attacks.queries import SPSA
+from robust_train.attacks.square import Square
 from robust_train.attacks.standing import Standing
 from robust_train.evaluate.trial import CLEAN, Column, Trial, tried, worst
 from robust_train.keyed import Key
@@ -194,3 +196,27 @@ def test_without_noise_a_verdict_is_one_pass_and_the_same_to_the_bit() -> None:
             found.append(APGD(Linf(0.04), 5)(network, batch.images, batch.targets, Key(1).rows(batch.sample)))
     assert torch.equal(*found)
     assert len(counted) == 1 + 6 + 1  # the clean images, the start and five steps, the judgement
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        WorstOf((PGD(Linf(EPS), 2, 0.1), PGD(Linf(EPS), 0, 0.0)), draws=20),
+        Square(Linf(EPS), 40, edges=True, draws=20),
+        SPSA(Linf(EPS), 6, 0.05, samples=16, sigma=0.05, draws=20),
+    ],
+    ids=["worst-of", "square", "spsa"],
+)
+def test_searches_and_choices_go_by_means_of_draws(attack: Attack) -> None:
+    """Where one draw decides, a lucky one keeps a point that is no worse: p stays above the worst corner's."""
+    network, batch = network_of(0.2), batch_of(60)
+    points = attack(network, batch.images, batch.targets, Key(1).rows(batch.sample))
+    assert abs(share_at(network, points) - worst_share(0.2)) < 0.02
+
+
+def test_a_trial_s_cost_counts_the_passes_of_its_verdicts() -> None:
+    assert Trial(CLEAN, None).cost(50) == 100
+    attack = APGD(Linf(EPS), 2)
+    assert Trial("a", attack).cost() == attack.cost() + 1
+    assert Trial("a", attack).cost(50) == attack.cost() + 300 + 100
+    assert Trial("a", PGD(Linf(EPS), 2, 0.1)).cost(50) == 4 + 100

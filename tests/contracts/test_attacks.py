@@ -144,7 +144,7 @@ def test_the_key_alone_decides(attack):
 
 @every
 def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack, monkeypatch):
-    """Whatever was drawn before; halves of a batch are the batch there too, but for a few attacks (by_row)."""
+    """Whatever was drawn before; halves of a batch are the batch there too."""
     monkeypatch.setattr(chance, "PASSES", 4)  # 100 of them show no more of it, and take a minute
     network, (images, targets) = noisy().eval(), some_images()
     first = attack(network, images, targets, KEY)
@@ -153,9 +153,8 @@ def test_the_key_alone_decides_on_a_network_with_noise_of_its_own(attack, monkey
     again = attack(network, images, targets, KEY)
     assert torch.equal(again, first)
     assert (network.now.noisy, network.now.noise.key.seed) == ("drawn", 0)
-    if attack.by_row:
-        halves = [attack(network, images[rows], targets[rows], KEY[rows]) for rows in (slice(0, 4), slice(4, 8))]
-        assert_close(torch.cat(halves), first, rtol=0, atol=1e-12)
+    halves = [attack(network, images[rows], targets[rows], KEY[rows]) for rows in (slice(0, 4), slice(4, 8))]
+    assert_close(torch.cat(halves), first, rtol=0, atol=1e-12)
 
 
 @every

@@ -280,3 +280,11 @@ def test_fixed_noise_is_one_draw_a_member_and_no_two_share_it():
         one, other = twins.answers(images)
         assert not torch.equal(one, other)
         assert torch.equal(twins.answers(images)[0], one)
+
+
+def test_building_an_ensemble_changes_nothing_of_its_members():
+    first, images = noisy().each[0], pictures()
+    with torch.no_grad(), first.noise(mode="fixed"):
+        before = first(images)
+        Ensemble([deepcopy(first), first])
+        assert torch.equal(first(images), before)

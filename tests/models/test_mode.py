@@ -225,3 +225,17 @@ def test_a_draw_is_an_input_of_a_graph_that_is_replayed():
                 assert_close(net(PIXELS), plain(PIXELS))
     torch._dynamo.reset()
     assert counter.frame_count == 1
+
+
+def test_train_and_eval_within_a_mode_leave_what_it_says_and_hold_afterwards():
+    network = network_of().train()
+    with network.mode(norm="running"):
+        network.train()
+        assert network.now.norm_of("norm") == "running"
+    assert network.now.norm_of("norm") == "group"
+    with network.mode(norm="group"), network.drops(None):
+        network.eval()
+        assert network.now.norm_of("norm") == "group"
+        assert not network.now.record
+    assert network.now.norm_of("norm") == "running"
+    assert not network.now.record
