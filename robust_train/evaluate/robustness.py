@@ -20,7 +20,7 @@ from robust_train.evaluate import flags
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.evaluate.columns import Columns
 from robust_train.evaluate.report import COSTS, Budget, Figure, Flag, Report
-from robust_train.evaluate.signs import signs
+from robust_train.evaluate.signs import classes_in_order, signs
 from robust_train.evaluate.trial import CLEAN, Column, Trial, tried, worst
 from robust_train.evaluate.verdicts import Plan, Verdicts, pictured
 from robust_train.evaluate.work import Tell, evaluate, silent
@@ -263,7 +263,8 @@ class Robustness(Evaluator):
             figures.append(Figure("union", _sum(shares), count, None, {"use": "union", "of": list(last)}, "union"))
             last["union"] = shares
         table = verdicts.per_class([columns[CLEAN].right, *last.values()], plan.classes)
-        raised = (*seen, *signs(verdicts, plan))
+        limited = () if self.images is None else (classes_in_order(verdicts, plan),)
+        raised = (*seen, *signs(verdicts, plan), *limited)
         return Report(tuple(figures), tuple(curves), tuple(budgets), (CLEAN, *last), table, raised)
 
     @property

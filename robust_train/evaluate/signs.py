@@ -187,6 +187,19 @@ def points_refused(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
     return tuple(found)
 
 
+def classes_in_order(verdicts: Verdicts, plan: Plan) -> Flag:
+    """The first images alone, of a set that lies class by class: they hold few classes, and the figure is of these.
+
+    n images drawn from K classes hold K (1 - (1 - 1 / K)^n) of them on average; less than half of that counts.
+    """
+    seen, count = len(verdicts.labels.unique()), len(verdicts.labels)
+    usual = plan.classes * (1 - (1 - 1 / max(1, plan.classes)) ** count)
+    says = f"the first {count:,} images hold {seen:,} of {plan.classes:,} classes, drawn ones {usual:.0f} or so"
+    cure = "the set lies class by class: judge all of it, or shard it shuffled"
+    up = seen < usual / 2
+    return Flag("classes left out", up, f"{says}: {cure}" if up else says, float(seen), usual / 2)
+
+
 def numbers(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
     """Gradients and points of the attacks that were not finite: they fooled nobody, and vouch for nothing."""
     made = [

@@ -14,11 +14,20 @@ from robust_train.attacks.square import Square
 from robust_train.evaluate import flags
 from robust_train.evaluate.report import Report
 from robust_train.evaluate.robustness import Robustness
-from robust_train.evaluate.signs import above_clean, curve_rises, margin_rises, more_steps_help, signs, square_helps
-from robust_train.evaluate.trial import CLEAN, Column, Trial
+from robust_train.evaluate.signs import (
+    above_clean,
+    classes_in_order,
+    curve_rises,
+    margin_rises,
+    more_steps_help,
+    numbers,
+    signs,
+    square_helps,
+)
+from robust_train.evaluate.trial import CLEAN, Column, Trial, tried
 from robust_train.evaluate.verdicts import Plan, Verdicts
 from robust_train.keyed import Key
-from robust_train.nouns import Place
+from robust_train.nouns import Attack, Place
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -340,3 +349,62 @@ def test_an_evaluation_of_wrong_images_alone_raises_nothing():
     assert raised(report) == set()
     verdicts, plan = Told(10).verdicts([CLEANLY, FIGURE], [0, 0])
     assert not any(flag.raised for flag in signs(verdicts, plan))
+
+
+class Rooted(nn.Module):
+    """A root of each pixel: at black its slope is infinite, or no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ManyClasses()
+
+    def forward(self, images):
+        return self.inner(images.clamp(min=0).sqrt())
+
+
+def test_slopes_that_are_not_finite_are_flagged_and_fool_nobody():
+    data = middling()
+    data.images[:, :, :2] = 0
+    network = Rooted()
+    data.targets = network(data.images).argmax(1)
+    attack = PGD(Linf(0.01), 6, 0.0042, start="zero")
+    report = judged(network, data, Robustness((Linf(0.01),), attacks=(attack,), checks=0))
+    assert {"gradients not finite", "attacks met what is not finite"} <= raised(report)
+    assert "answers not finite" not in raised(report)
+
+
+@dataclass(frozen=True)
+class Lost(Attack):
+    """Its points are no numbers."""
+
+    threat: Linf
+    use = "lost"
+
+    def __call__(self, network, images, targets, key, goal=None):
+        return images * torch.nan
+
+    def cost(self) -> float:
+        return 0.0
+
+
+def test_points_that_are_no_numbers_fool_nobody_and_are_flagged():
+    (batch,) = middling(6).validation_batches(Place(), 6)
+    network = ManyClasses()
+    labels = network(batch.images).argmax(1)
+    column, points = tried(network, replace(batch, targets=labels), Trial("a", Lost(Linf(0.1)), ()), [], Key(0))
+    assert torch.equal(points, batch.images)
+    assert column.right.all()
+    assert column.broken.all()
+    verdicts = Verdicts(batch.sample, labels, {"a": column})
+    flag = numbers(verdicts, Plan((Trial("a", Lost(Linf(0.1)), (), "linf"),), CLASSES), "linf")
+    assert flag.raised
+    assert "6 of their points" in flag.says
+
+
+def test_the_first_images_of_a_set_that_lies_class_by_class_are_said():
+    sorted_, mixed = torch.zeros(60).long(), torch.arange(60) % 12
+    plan = Plan((), 12)
+    ordered, spread = (classes_in_order(Verdicts(torch.arange(60), labels, {}), plan) for labels in (sorted_, mixed))
+    assert ordered.raised
+    assert "the first 60 images hold 1 of 12 classes" in ordered.says
+    assert not spread.raised
