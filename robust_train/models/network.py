@@ -229,12 +229,22 @@ def flagged(module: nn.Module, training: bool | None) -> Iterator[None]:
         yield
         return
     before = {child: child.training for child in module.modules()}
-    nn.Module.train(module, training)
+    _flag(module, training)
     try:
         yield
     finally:
         for child, mode in before.items():
             child.training = mode
+
+
+def _flag(module: nn.Module, training: bool) -> None:
+    """Train or eval of all modules, the modes of the networks among them as they are: these are said apart."""
+    if isinstance(module, Network) or not any(isinstance(child, Network) for child in module.modules()):
+        nn.Module.train(module, training)
+        return
+    module.training = training
+    for child in module.children():
+        _flag(child, training)
 
 
 Hook = Callable[[nn.Module, Any, Any], Tensor]
