@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_train import checkpoint
+from robust_train.agreement import agreed
 from robust_train.check import check, check_room, writable
 from robust_train.engines.division import micro_batch_size
 from robust_train.engines.engine import Engine, RollBack
@@ -43,16 +44,22 @@ def do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str
 
 
 def _do(run: Run, make: Callable[[Run, Place], Engine], place: Place) -> dict[str, Any]:
-    prepare(run, place)
-    if done := finished(run):
+    def prepared() -> dict[str, Any]:
+        prepare(run, place)
+        done = finished(run)
+        if not done:
+            deterministic(run, place)
+            check(run, place.world)
         return done
-    deterministic(run, place)
-    check(run, place.world)
+
+    done, newest = agreed(run, place, prepared)
+    if done:
+        return done
     with alone(run, place), make(run, place) as engine:
         check_room(run, engine)
         with Records(run, place) as records:
             judge = Judge(run, engine)
-            begin(run, engine, judge, records)
+            begin(run, engine, judge, records, newest)
             records.expect(forecast(run, engine))
             while True:
                 try:
@@ -98,9 +105,8 @@ def foreseen(run: Run, make: Callable[[Run, Place], Engine], place: Place, devic
         return lines, forecast(share, engine, devices)
 
 
-def begin(run: Run, engine: Engine, judge: Judge, records: Records) -> None:
-    """From the folder's newest whole checkpoint, else from `start`, else from the seed."""
-    newest = checkpoint.newest(run.path)
+def begin(run: Run, engine: Engine, judge: Judge, records: Records, newest: Path | None) -> None:
+    """From the folder's newest whole checkpoint, else from `branch`, from `start`, or from the seed."""
     if newest is not None:
         closed = load(run, engine, judge, newest)
         records.resume(engine.updates, closed)
@@ -155,7 +161,7 @@ def start_from(engine: Engine, path: Path, records: Records) -> None:
 def roll_back(run: Run, engine: Engine, judge: Judge, records: Records, fault: RollBack) -> None:
     """Back to the last checkpoint, to do everything after it again without the faulty update."""
     left_out = engine.left_out | {fault.update}
-    newest = checkpoint.newest(run.path)
+    newest = engine.gather(checkpoint.newest(run.path) if engine.place.leads else None)[0]  # one rank decides
     if newest is None:
         raise ConfigError(
             f"{fault} on_nonfinite.policy=rollback, and there is no checkpoint to go back to: set checkpoint.every, or "

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from robust_train import web
 from robust_train.data.files.tar import Member, Reader, Stream, Truncated
 from robust_train.data.manifest import GZIP, Entry, entry_of, packed, remote, shard_name
 from robust_train.data.samples import EXTRA, LABEL, LABELS, grouped, image_of, label_of, refuse_dots
@@ -50,11 +52,11 @@ class LocalShard:
 def open_shard(url: str, folder: Path) -> LocalShard:
     """The shard at `url`, fetched, unpacked and indexed unless it has been.
 
-    Any number of processes may ask for it at once: one does the work, the others wait. What was fetched is kept for
-    good: a remote shard that changes needs another name or another cache. Raises DataError for a shard that is absent,
+    Any number of processes may ask for it at once: one does the work, the others wait. What was fetched is kept, and
+    fetched anew where the server's ETag, date or length are other ones. Raises DataError for a shard that is absent,
     empty, truncated, or not what its manifest says.
     """
-    stem = folder / f"{shard_name(url).split('.')[0]}-{identity(url)}"
+    stem = folder / f"{shard_name(url).split('.')[0]}-{identity(url, folder)}"
     said = stem.with_name(stem.name + ".json")
     kept = _kept(said)
     if kept is None:
@@ -218,7 +220,7 @@ def open_stream(url: str) -> Iterator[IO[bytes]]:
     from webdataset import gopen
 
     try:
-        stream = gopen(url)
+        stream: Any = web.Reader(url) if web.is_web(url) else gopen(url)
     except OSError as error:
         raise _unreadable(url, error) from error
     try:
@@ -233,7 +235,9 @@ def open_stream(url: str) -> Iterator[IO[bytes]]:
             raise _unreadable(url, cause) from error
         raise
     except OSError as error:
-        if error.errno is not None:  # a full disk on our side is none of the shard's
+        if error.errno is not None and not isinstance(
+            error, web.Unreachable
+        ):  # a full disk on our side is none of the shard's
             raise
         raise _unreadable(url, error) from error
     finally:
@@ -290,10 +294,15 @@ def _differs(name: str, found: str, said: str) -> DataError:
     )
 
 
-def identity(url: str) -> str:
-    """Of a shard: its address, size and time of change. DataError where a local one cannot be read."""
+def identity(url: str, folder: Path) -> str:
+    """Of a shard: its address, size and time of change. DataError where a local one cannot be read.
+
+    Of one by http what its server says of it (`web.stamp`); where nobody answers, what was last said, kept in `folder`.
+    """
     said = url
-    if not remote(url):
+    if web.is_web(url):
+        said = f"{url}|{_stamp(url, folder)}"
+    elif not remote(url):
         try:
             stat = os.stat(url)
         except OSError as error:
@@ -307,3 +316,16 @@ def identity(url: str) -> str:
 def agrees(entry: Entry, path: Path) -> bool:
     """Whether a shard is, to the byte, the one that a manifest speaks of."""
     return path.exists() and path.stat().st_size == entry.bytes and checksum(path) == entry.sha256
+
+
+def _stamp(url: str, folder: Path) -> str:
+    """What tells the shard at an address from another one there, now or when it was last asked for."""
+    kept = folder / f"{digest(url)[:16]}.address"
+    now = web.stamp(url)
+    if now is None:
+        if not kept.is_file():
+            return ""  # fetching it will say why
+        print(f"{url} does not answer: what was fetched of it before is used", file=sys.stderr, flush=True)
+        return str(json.loads(kept.read_text(encoding="utf-8"))["stamp"])
+    write_json(kept, {"url": url, "stamp": now})
+    return now

@@ -20,10 +20,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from robust_train import web
 from robust_train.read.errors import DataError
 
 GZIP = b"\x1f\x8b"  # what a packed file begins with
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ABSENT = (403, 404, 410)  # what servers say of a file that is not there
 INDEX_COMMAND = "python -m tools.make_shards FOLDER --index"
 
 
@@ -152,14 +154,26 @@ def _stamp(path: Path) -> int:
 def _entries(folder: str, stamp: int) -> dict[str, Entry]:
     if "://" not in folder:
         return {entry.file: entry for entry in entries(read_manifest(Path(folder)))}
-    from webdataset import gopen
-
+    url = f"{folder}/manifest.json"
     try:
-        with gopen(f"{folder}/manifest.json") as stream:
-            found = stream.read()
+        found = web.read(url) if web.is_web(url) else _opened(url)
+    except web.Unreachable as error:
+        if error.status in ABSENT:
+            return {}
+        raise DataError(
+            f"{error}. It says how many samples each shard beside it holds and what their checksums are: see that it "
+            "can be read, then give the same command again."
+        ) from error
     except OSError:  # no manifest there is no fault: only streams cannot do without
         return {}
     return {entry.file: entry for entry in entries(_checked(found, f"{folder}/manifest.json"))} if found else {}
+
+
+def _opened(url: str) -> bytes:
+    from webdataset import gopen
+
+    with gopen(url) as stream:
+        return bytes(stream.read())
 
 
 def _checked(found: bytes, where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from robust_train import web
 from robust_train.data.index import ROW, LocalShard, identity, open_shard, where
 from robust_train.disk import alone, digest, write_whole
 from robust_train.read.errors import DataError
 
+ASKED = 16  # addresses that are asked for at once
 BLOCK = 1 << 20  # rows that are looked at together
 WIDEST = 4096  # bytes of a path, as Linux has it
 
@@ -92,7 +95,9 @@ def open_table(urls: Sequence[str], folder: Path) -> Table:
     """
     if not urls:
         return Table("")
-    told = digest("\n".join(identity(url) for url in urls))[:16]
+    with ThreadPoolExecutor(ASKED) as asking:  # servers are asked side by side, once a process
+        list(asking.map(web.stamp, filter(web.is_web, urls)))
+    told = digest("\n".join(identity(url, folder) for url in urls))[:16]
     table = Table(str(folder / f"table-{told}"))
     if not _whole(table, urls):
         with alone(folder / f"table-{told}.lock"):
