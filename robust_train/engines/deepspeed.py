@@ -197,7 +197,7 @@ def settings(run: Run, place: Place, micro_batch: int, weights: int) -> dict[str
         zero["compute_grad_norm"] = False  # a collective a group and a host read; ours rides in the flat all-reduce
     if execution.zero == 3:
         zero["stage3_param_persistence_threshold"] = execution.persist
-        zero["reduce_bucket_size"] = min(max(1, weights // 16), 500_000_000)  # it is allocated whole
+        zero["reduce_bucket_size"] = min(weights, max(weights // 16, 2**22), 500_000_000)  # it is allocated whole
         # shares of the network: by numbers made for the largest ones, a ViT would be whole from forward to backward
         zero["stage3_max_live_parameters"] = max(1, weights // 4)
         zero["stage3_max_reuse_distance"] = weights // 16

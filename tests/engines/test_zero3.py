@@ -209,7 +209,7 @@ def counted(place: Place) -> dict[tuple[int, bool], Counter[str]]:
     counts = {}
     for steps in (0, 1, 3):
         for copy in (False, True):
-            run = toy_run(every_objective(steps)["madry"], updates=9, engine=replace(CUT, copy=copy))
+            run = toy_run(Madry(replace(LINF, steps=steps)), updates=9, engine=replace(CUT, copy=copy))
             with DeepSpeedEngine(run, place) as engine:
                 for update, batch in zip(range(4), run.batches(place, 0), strict=False):
                     held = [batch.images.float(), *engine.module.buffers()]
@@ -226,10 +226,19 @@ def counted(place: Place) -> dict[tuple[int, bool], Counter[str]]:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_an_update_has_the_collectives_of_a_plain_one_and_its_gathers() -> None:
-    """Four layers have weights... gathered once for a forward and once for its backward, and in no attack on a copy."""
+    """The reduction and the flat all-reduce, whatever K is; each attack step gathers what a plain update does, again.
+
+    A copy is gathered in one all-gather, and attacked without any.
+    """
     first, second = on_ranks(2, counted)
     assert first == second
-    print(first)
+    gathers = {key: sum(n for name, n in seen.items() if "gather" in name) for key, seen in first.items()}
+    others = {key: sum(seen.values()) - gathers[key] for key, seen in first.items()}
+    assert set(others.values()) == {2}
+    plain = gathers[0, False]
+    for steps in (0, 1, 3):
+        assert gathers[steps, False] == (steps + 1) * plain
+        assert gathers[steps, True] == plain + 1
 
 
 def judged(place: Place, folder: Path) -> dict[str, Any]:
