@@ -129,7 +129,8 @@ def facts_of_nodes(token: str, data: Sequence[str]) -> dict[str, dict[str, Any]]
     found = {}
     for node in alive():
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked = ray.remote(num_cpus=0, scheduling_strategy=where)(facts)
+        options: Any = {"num_cpus": 0, "scheduling_strategy": where}
+        asked: Any = ray.remote(**options)(facts)
         ray.get(asked.remote(token, data))  # the first task of a node waits for its process, which clocks must not
         before = time.time()
         said = ray.get(asked.remote(token, data))
@@ -232,16 +233,14 @@ def reduced() -> Line:
     group = placement_group([share, share], strategy="SPREAD")
     try:
         if not group.wait(PATIENCE):
-            return Line(
-                "all-reduce", False, "no room for two processes", "wait until other jobs have ended: ray status"
-            )
+            return Line("all-reduce", False, "no room for two processes: other jobs hold the cores (ray status)")
         meeting = _meeting()
-        ranks = [
-            ray.remote(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), placement_group=group,
-                       placement_group_bundle_index=rank)(_reduce)
-            for rank in (0, 1)
-        ]  # fmt: skip
-        said = [rank.remote(number, meeting, gpu) for number, rank in enumerate(ranks)]
+        said = []
+        for rank in (0, 1):
+            options: Any = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0)}
+            options |= {"placement_group": group, "placement_group_bundle_index": rank}
+            process: Any = ray.remote(**options)(_reduce)
+            said.append(process.remote(rank, meeting, gpu))
         found = ray.get(said, timeout=PATIENCE)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayTaskError) as error:
         why = str(error).strip().splitlines()[-1]

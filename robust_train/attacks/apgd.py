@@ -177,7 +177,8 @@ class APGD(Attack):
         """(radius in eps, steps) of a run, in order. A step at least is left for eps itself, where points count."""
         if not (judges and self.widened and isinstance(self.threat, L1)):
             return [(1.0, self.steps)]
-        found, left = [], self.steps
+        found: list[tuple[float, int]] = []
+        left = self.steps
         for factor, share in WIDE[:-1]:
             steps = min(math.ceil(share * self.steps), left - 1)
             found, left = [*found, (factor, steps)], left - steps

@@ -28,7 +28,11 @@ PLAIN = ("state_dict", "model_state_dict", "model", "model_state", "net", "netwo
 INSIDE = ("module", "shadow", "shadow_params")  # of an average that is kept with its decay
 WITHIN = (*AVERAGED, *PLAIN, *INSIDE)
 WRAPPING = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "encoder.", "ema_model.")  # by wrappers
-HARMLESS = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]  # what lies beside weights, and runs no code
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+]  # what lies beside weights, and runs no code
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
