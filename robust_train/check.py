@@ -38,6 +38,8 @@ def check(run: Run, world: int) -> str:
     for _, attack in within(run, Attack):
         refuse_unboxed(run.data.scale, attack.use)
     run.data.check()
+    if not getattr(run.data, "validation_size", lambda: 1)():  # else it would be refused after its last update
+        raise ConfigError("there are no validation images, and a run ends with an evaluation: name data.validation")
     run.batches(Place(world=world), 0)  # refuses what does not divide; no image is read before it is asked for
     count = run.batch // world // size
     each = f" on each of {world} devices" if world > 1 else ""

@@ -193,6 +193,14 @@ def test_a_finished_folder_stays_as_it_is(home, begun):
     assert {path: path.read_bytes() for path in (home / "done").rglob("*") if path.is_file()} == before
 
 
+def test_a_run_without_validation_images_is_refused_before_it_trains_for_nothing(home, capsys):
+    for words in ([], ["--check"]):
+        with pytest.raises(SystemExit):
+            main([str(home / "small.yaml"), f"folder={home}/new", "data.validation=null", *words])
+        assert "name data.validation" in capsys.readouterr().err
+    assert not (home / "new" / "metrics.jsonl").exists()
+
+
 def test_a_run_that_another_process_has_named_otherwise_is_refused(home):
     with pytest.raises(ConfigError, match="holds another run"):
         ownership.same(Run.load(home / "small.yaml", ["batch=16"]))
