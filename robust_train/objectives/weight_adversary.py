@@ -39,9 +39,10 @@ class WeightAdversary(Objective):
     smoothing: float = 0.0  # label smoothing of the cross-entropy, in [0, 1)
 
     examples = """
-    - {box: {zeta: 0.1, steps: 2}, beta: 0.5, group: 4}
-    - {box: {zeta: 0.1, steps: 2, constant: 0.01, norms: true}, beta: 0.5, group: 4, follows: shift, forward_noise: 0.1}
-    - {box: {zeta: 0.1, steps: 2}, beta: 0.5, group: 4, follows: point}
+    - {box: {zeta: 0.1, steps: 2, noise: 0.1}, beta: 0.5, group: 4}
+    - {box: {zeta: 0.1, steps: 2, noise: 0.1, constant: 0.01, norms: true}, beta: 0.5, group: 4, follows: shift,
+      forward_noise: 0.1}
+    - {box: {zeta: 0.1, steps: 2, noise: 0.1}, beta: 0.5, group: 4, follows: point}
     """
 
     def __post_init__(self) -> None:
