@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -26,3 +27,11 @@ def compiled(
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", capability, 32)
     return dict(triton.compile(source, target=target, options={"enable_fp_fusion": fma}).asm)
+
+
+def offsets(ir: str) -> set[str]:
+    """The integer types by which pointers move in Triton's IR ("ttir"): {"i64"} where no tensor is too large."""
+    moves = re.findall(r"tt\.addptr .*, (?:tensor<[\dx]*?)?(i\d+)>?", ir)
+    if not moves:
+        raise ValueError("no pointer moves in this IR: take compiled(...)['ttir']")
+    return set(moves)

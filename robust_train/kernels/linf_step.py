@@ -2,13 +2,16 @@
 
     z' = clip(x + clip(z + size·sign(g), −eps, eps), 0, 1) − x
 
-Reads x, z, g and writes z': 16 bytes a pixel in fp32, 14 with a half-precision gradient.
+Reads x, z, g and writes z': 16 bytes a pixel in fp32, 14 with a half-precision gradient. channels_last stays so,
+without a copy: no pixel looks at another.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from robust_train.kernels.layout import laid
 
 try:  # Triton is an extra: without it, and on a CPU, the reference runs
     import triton
@@ -32,13 +35,12 @@ def reference(images: Tensor, z: Tensor, gradient: Tensor, size: float, eps: flo
     """The definition. Any shape; images and z of one dtype, the gradient of any. NaN in, NaN out."""
     gradient = gradient.to(z.dtype)  # size times a bf16 sign would round the step to bf16
     sign = torch.where(gradient.isnan(), gradient, gradient.sign())  # torch.sign(NaN) is 0: it would hide the fault
-    moved = (z + size * sign).clamp(-eps, eps)
-    return (images + moved).clamp(0, 1) - images
+    return sign.mul_(size).add_(z).clamp_(-eps, eps).add_(images).clamp_(0, 1).sub_(images)  # one buffer, same bits
 
 
 def launch(images: Tensor, z: Tensor, gradient: Tensor, size: float, eps: float) -> Tensor:
     """The kernel, on the device of the images (on CPU tensors in Triton's interpreter)."""
-    images, z, gradient = images.contiguous(), z.contiguous(), gradient.contiguous()
+    images, z, gradient = laid(images, z, gradient)
     out = torch.empty_like(images)
     n = images.numel()
     if n:
@@ -57,7 +59,7 @@ if triton is not None:
 
     @triton.jit
     def kernel(
-        x_ptr, z_ptr, g_ptr, out_ptr,  # [n] each: contiguous; g in any float dtype
+        x_ptr, z_ptr, g_ptr, out_ptr,  # [n] each, in one layout; g in any float dtype
         n, size, eps, BLOCK: tl.constexpr,
     ):  # fmt: skip
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robust_train.kernels import linf_start
-from robust_train.kernels.ahead import compiled
+from robust_train.kernels.ahead import compiled, offsets
 from robust_train.keyed import Key, bits, uniform
 
 SEEDS = [0, 1, 0x243F6A8885A308D3, 0xA4093822299F31D0, 0xFFFFFFFFFFFFFFFF]
@@ -32,6 +32,14 @@ def test_the_kernel_is_its_reference(interpreted, shape):
         assert torch.equal(interpreted(linf_start.launch, images, key, eps), linf_start.reference(images, key, eps))
 
 
+def test_the_words_go_to_the_pixels_in_any_layout(interpreted):
+    images = torch.rand(3, 5, 17, 19, generator=torch.Generator().manual_seed(0))
+    laid, key = images.to(memory_format=torch.channels_last), Key(3).of("start")
+    found = interpreted(linf_start.launch, laid, key, 0.1)
+    assert found.stride() == laid.stride()
+    assert torch.equal(found, linf_start.reference(images, key, 0.1))
+
+
 def test_a_start_lies_in_the_ball_and_in_the_box():
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     z = linf_start.linf_start(images, Key(1), 8 / 255)
@@ -45,13 +53,16 @@ def test_no_images_start_nowhere(interpreted):
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("fma", [False, True])
-def test_the_kernel_compiles_for_the_gpus_it_is_for(capability, fma, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("fma", "last"), [(False, 1), (True, 1), (False, 3)])
+def test_the_kernel_compiles_for_the_gpus_it_is_for(capability, fma, last, tmp_path, monkeypatch):
     """Fused, x + (2u - 1) eps would round once where the definition rounds twice: so it is launched without."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    made = compiled(linf_start.kernel, linf_start.signature(), {"BLOCK": linf_start.BLOCK}, capability, fma)
+    made = compiled(
+        linf_start.kernel, linf_start.signature(), {"BLOCK": linf_start.BLOCK, "LAST": last}, capability, fma
+    )
     assert made["cubin"][:4] == b"\x7fELF"
     assert ("fma" in made["ptx"]) == fma
+    assert offsets(made["ttir"]) == {"i64"}
 
 
 def test_the_kernel_is_launched_without_fused_multiply_add(monkeypatch):
@@ -63,7 +74,7 @@ def test_the_kernel_is_launched_without_fused_multiply_add(monkeypatch):
 
     monkeypatch.setattr(linf_start, "kernel", Kernel())
     linf_start.launch(torch.zeros(3, 5000), Key(1), 0.1)
-    assert seen == {"BLOCK": 256, "enable_fp_fusion": False, "grid": (3, 5)}
+    assert seen == {"BLOCK": 256, "LAST": 1, "enable_fp_fusion": False, "grid": (3, 5)}
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from robust_train.kernels import linf_step
-from robust_train.kernels.ahead import compiled
+from robust_train.kernels.ahead import compiled, offsets
+from robust_train.kernels.layout import laid
 
 SHAPES = [(1,), (1023,), (1024,), (3, 17, 19), (2, 3, 33, 31)]
 HALF = 3 / 255
@@ -38,6 +39,29 @@ def test_the_kernel_is_its_reference(interpreted, shape, dtype):
         plain = linf_step.reference(images, z, gradient, size, eps)
         assert fused.dtype == plain.dtype == torch.float32
         torch.testing.assert_close(fused, plain, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alike", "mixed"])
+def test_the_layout_of_the_images_stays(interpreted, mixed):
+    """channels_last without a copy; of tensors in other layouts a copy is made, and nothing else changes."""
+    images, z, gradient = step_of((2, 3, 7, 5), torch.float32)
+    last = images.to(memory_format=torch.channels_last)
+    there = (last, z, gradient) if mixed else (last, *(t.to(memory_format=torch.channels_last) for t in (z, gradient)))
+    same = [a.data_ptr() == b.data_ptr() for a, b in zip(there, laid(*there), strict=True)]
+    assert same == [True, not mixed, not mixed]
+    fused = interpreted(linf_step.launch, *there, 1 / 255, HALF)
+    assert fused.stride() == last.stride()
+    plain = linf_step.reference(images, z, gradient, 1 / 255, HALF)
+    torch.testing.assert_close(fused, plain, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_reference_leaves_what_it_is_given():
+    """It works in place, on a buffer of its own."""
+    given = step_of((3, 17, 19), torch.float32)
+    before = [tensor.clone() for tensor in given]
+    linf_step.reference(*given, 1 / 255, HALF)
+    for tensor, then in zip(given, before, strict=True):
+        torch.testing.assert_close(tensor, then, rtol=0, atol=0, equal_nan=True)
 
 
 def test_no_pixels_are_a_step_too(interpreted):
@@ -84,6 +108,7 @@ def test_the_kernel_compiles_for_the_gpus_it_is_for(capability, dtype, tmp_path,
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = compiled(linf_step.kernel, linf_step.signature(dtype), {"BLOCK": linf_step.BLOCK}, capability)
     assert made["cubin"][:4] == b"\x7fELF"
+    assert offsets(made["ttir"]) == {"i64"}  # 2^31 pixels and more
     # the interpreter's clamp keeps a NaN in any case, a GPU's min and max only when told to
     assert {"min.NaN.f32", "max.NaN.f32"} <= set(made["ptx"].split())
     assert not {"min.f32", "max.f32"} & set(made["ptx"].split())
