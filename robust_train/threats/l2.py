@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from robust_train.kernels.l2_step import l2_step, norm, unit
 from robust_train.keyed import Key, normal, uniform
 from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
@@ -36,30 +37,19 @@ class L2(Ball):
         share = uniform(key.of("radius"), (len(images), 1), images.device, images.dtype)
         # volume grows with the radius's d-th power
         radius = number(self.eps) * share ** (1 / max(1, images[:1].numel()))
-        return boxed(images, _scaled(direction, radius / _norm(direction)))
+        return boxed(images, _scaled(direction, radius / norm(direction)))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
-        return self.project(images, z + size * self.unit(gradient.to(z.dtype)))
+        return l2_step(images, z, gradient, size, number(self.eps))
 
     def project(self, images: Tensor, z: Tensor) -> Tensor:
-        return boxed(images, _scaled(z, (number(self.eps) / _norm(z)).clamp(max=1)))
+        return boxed(images, _scaled(z, (number(self.eps) / norm(z)).clamp(max=1)))
 
     def unit(self, gradient: Tensor) -> Tensor:
-        # by the largest entry first: squares of a confident network's gradients underflow in float32
-        even = _scaled(gradient, 1 / _nonzero(gradient.flatten(1).abs().amax(1, keepdim=True)))
-        return _scaled(even, 1 / _norm(even))
+        return unit(gradient)
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).norm(dim=1)
-
-
-def _norm(tensor: Tensor) -> Tensor:
-    """[B, 1] Euclidean norms, those of zero as 1: what is divided by them is zero too."""
-    return _nonzero(tensor.flatten(1).norm(dim=1, keepdim=True))
-
-
-def _nonzero(norm: Tensor) -> Tensor:
-    return norm.masked_fill(norm == 0, 1)
 
 
 def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
