@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from robust_train.kernels.pyramid_step import Levels, composed, pyramid_step
 from robust_train.keyed import Key, uniform
 from robust_train.nouns import Threat, number
 from robust_train.read.registry import Number, threats
-
-Levels = tuple[Tensor, ...]
 
 
 @threats.register("pyramid")
@@ -71,29 +69,28 @@ class Pyramid(Threat):
         return tuple(images.new_zeros(*images.shape[:2], height // patch, width // patch) for patch in self.levels)
 
     def apply(self, images: Tensor, z: Levels) -> Tensor:
-        moved, eps = images, number(self.eps)
-        for patch, multiplier, level in zip(self.levels, self.multipliers, z, strict=True):
-            offset = level.clamp(-eps, eps).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-            moved = moved + multiplier * offset
-            if self.clips == "each":
-                moved = _boxed(moved)
-        return moved if self.clips == "each" else _boxed(moved)
+        if isinstance(z, Composed) and z.images is images and z.threat == self:
+            return z.image.detach()  # whoever asks for its gradient asks on a tensor of his own
+        return composed(images, z, number(self.eps), *self._shape)
 
     def step(self, images: Tensor, z: Levels, gradient: Tensor, size: float) -> Levels:
-        eps = number(self.eps)
-        with torch.enable_grad():  # through `apply` itself, so that the clips are exactly those of the image
-            held = tuple(level.detach().requires_grad_() for level in z)
-            slopes = torch.autograd.grad(self.apply(images, held), held, gradient.to(images.dtype))
-        return tuple(
-            (level + size * torch.where(slope.isnan(), slope, slope.sign())).clamp(-eps, eps)
-            for level, slope in zip(z, slopes, strict=True)
-        )
+        levels, image = pyramid_step(images, z, gradient, size, number(self.eps), *self._shape)
+        made = Composed(levels)
+        made.threat, made.images, made.image = self, images, image
+        return made
+
+    @property
+    def _shape(self) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
+        return tuple(self.levels), tuple(self.multipliers), self.clips == "each"
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         """max |x' - x| / sum_s m_s: the least eps that could have done it, were every level of one sign."""
         return (adversarial - images).flatten(1).abs().amax(1) / sum(abs(m) for m in self.multipliers)
 
 
-def _boxed(pixels: Tensor) -> Tensor:
-    """Clipped to [0, 1]; exactly at 0 or 1 half of the gradient passes."""
-    return pixels.maximum(pixels.new_zeros(())).minimum(pixels.new_ones(()))
+class Composed(tuple[Tensor, ...]):
+    """Levels that remember the image that they compose with these images: the step makes it in the same pass."""
+
+    threat: Pyramid
+    images: Tensor
+    image: Tensor
