@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.chance import judged, passes
 from robust_train.attacks.fab import FAB
-from robust_train.attacks.given import wide
 from robust_train.attacks.nearest import measuring
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.square import Square
+from robust_train.attacks.standing import Cascade, Verdict
 from robust_train.keyed import Key
 from robust_train.nouns import Attack, Goal
 from robust_train.read.registry import attacks
@@ -94,18 +93,19 @@ class AutoAttack(Attack):
         """
         refuse(self, goal, "raises no goal: its attacks have their own")
         key = key.naming(images)
-        found = images.clone()
-        share, logits = _judged(network, images, targets, key)
+        (verdict, logits), members = _judged(network, images, targets, key), key.of("member")
+        cascade = Cascade(images, verdict.told)
         for number, attack in enumerate(self.members(logits.shape[1])):
-            rows = (share > 0).nonzero().flatten()
-            if not len(rows):
+
+            def points(rows: Tensor, attack: Attack = attack, own: int = number) -> Tensor:
+                return attack(network, images[rows], targets[rows], members[rows].at(own))
+
+            def judge(found: Tensor, rows: Tensor) -> Verdict:
+                return _judged(network, found, targets[rows], key[rows])[0]
+
+            if not cascade.turn(points, judge):
                 break
-            points = attack(network, images[rows], targets[rows], key[rows].of("member").at(number))
-            now, _ = _judged(network, points, targets[rows], key[rows])
-            worse = now <= share[rows]
-            found[rows] = torch.where(wide(worse, points), points, found[rows])
-            share[rows] = torch.minimum(now, share[rows])
-        return found
+        return cascade.points
 
     def cost(self) -> float:
         return sum(attack.cost() + 1 for attack in self.members(10)) + 1
@@ -122,7 +122,8 @@ def _possible(attack: Attack, classes: int) -> bool:
     return classes >= (4 if attack.targets else 3 if attack.loss == "dlr" else 2)
 
 
-def _judged(network: Any, images: Tensor, targets: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-    """(share of the passes that are right [b], mean logits [b, C])."""
+def _judged(network: Any, images: Tensor, targets: Tensor, key: Key) -> tuple[Verdict, Tensor]:
+    """What points [b, ...] are worth, and their mean logits [b, C]."""
     with measuring(network, key):
-        return judged(network, images, targets, key.of("verdict"), passes(network))
+        share, logits = judged(network, images, targets, key.of("verdict"), passes(network))
+    return Verdict(share, share), logits

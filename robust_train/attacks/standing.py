@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -169,6 +170,51 @@ class Standing:
         if not (self.waits and len(rows)):
             return rows
         return torch.cat([rows, rows[:1].expand(rung(len(rows)) - len(rows))])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What some points are worth, a row a point."""
+
+    told: Tensor  # [b] share of the passes that were right, by which points are compared: of draws common to all
+    right: Tensor  # [b] the share that is reported: told itself, or that of fresh passes, which have chosen nothing
+
+
+class Cascade:
+    """Images under one attack after another, each made on those that some pass is still right at.
+
+        cascade = Cascade(images, told)            # told [N]: the share of the passes that are right so far
+        for attack in attacks:
+            cascade.turn(lambda rows: points, lambda points, rows: Verdict(told, right))
+
+    Nothing is decided by one draw where `told` is a mean over passes, and of one pass it is 0 or 1. An attack's turn
+    costs what it costs and its verdict, on the rows that stand alone. AutoAttack holds one for all its attacks; an
+    evaluation one for each, since it keeps what came before.
+    """
+
+    def __init__(self, images: Tensor, told: Tensor, right: Tensor | None = None) -> None:
+        """told, right [N], on any device; inf where nothing was judged yet. right: None where told is what counts."""
+        self.told, self.right = told.clone(), (told if right is None else right).clone()
+        self.points = images.clone()  # [N, ...] the worst of each image; of those alike the last
+
+    @property
+    def rows(self) -> Tensor:
+        """[b] the images that stand: right in one pass at least."""
+        return (self.told > 0).nonzero().flatten().to(self.points.device)
+
+    def turn(self, attack: Callable[[Tensor], Tensor], judge: Callable[[Tensor, Tensor], Verdict]) -> bool:
+        """One attack: the points of rows [b], judged. False, and nothing is asked, where no image stands."""
+        rows = self.rows
+        if not len(rows):
+            return False
+        points = attack(rows)
+        verdict, at = judge(points, rows), rows.to(self.told.device)
+        now, right = verdict.told.to(at.device), verdict.right.to(at.device)
+        alike = (now <= self.told[at]).to(rows.device)
+        self.points[rows] = torch.where(wide(alike, points), points, self.points[rows])
+        self.right[at] = torch.where(now < self.told[at], right, self.right[at])
+        self.told[at] = torch.minimum(now, self.told[at])
+        return True
 
 
 def rung(count: int) -> int:

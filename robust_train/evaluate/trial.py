@@ -13,7 +13,7 @@ from torch import Tensor
 from robust_train.attacks import chance
 from robust_train.attacks.chance import Chancy, passes
 from robust_train.attacks.given import FAR, counted, counting, finite, wide
-from robust_train.attacks.standing import Standing
+from robust_train.attacks.standing import Cascade, Standing, Verdict
 from robust_train.evaluate.accuracy import judged
 from robust_train.evaluate.counted import watching
 from robust_train.evaluate.given import Given
@@ -125,38 +125,43 @@ def tried(
     network = moded(network)
     subject = network if draws == 1 or passes(network) > 1 else Chancy(network)
     points = batch.images.clone()
-    right, told = worst(before) if before else (torch.ones(count), torch.ones(count))
-    rows = (told > 0).nonzero().flatten().to(batch.images.device)
     far, steps, spent = torch.full((count,), torch.nan), torch.full((count,), -1), torch.full((2, count), -1)
     gap, lost, broken = torch.full((count,), torch.nan), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
     refused = torch.zeros(count, dtype=torch.bool)
-    with judged(network), seeded(network, key, batch[rows]):
-        if len(rows) and trial.attack is not None:
-            images, reach = batch.images[rows], trial.attack.reach()
-            with counting() as faults, watching(subject, images) as counts:
-                found, steps[rows.cpu()] = attempted(subject, trial.attack, images, batch.targets[rows], key[rows])
-            spent[:, rows.cpu()] = torch.stack([counts.forwards, counts.backwards]).cpu()
-            if isinstance(trial.attack, Given):
-                sound, far[rows.cpu()] = _sound(reach[0], images, found)
-                refused[rows.cpu()] = ~sound.cpu()
-                points[rows] = torch.where(wide(sound, found), found, images)
-            else:
-                points[rows], astray = counted(trial.name, reach, images, found)
-                broken[rows.cpu()] = (astray | faults.broken).cpu()
-                far[rows.cpu()] = reach[0].distance(images, points[rows]).float().cpu()
-            lost[rows.cpu()] = faults.share
-        if len(rows):
-            seen = [_logits(network, points[rows]) for _ in range(draws)]
-            share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
-            if draws == 1:
-                right[rows.cpu()] = told[rows.cpu()] = torch.minimum(right[rows.cpu()], share.cpu())
-            else:
-                now = chance.judged(subject, points[rows], labels[rows], common[rows], draws)[0].cpu()
-                worse = now < told[rows.cpu()] if before else torch.ones_like(now, dtype=torch.bool)
-                right[rows.cpu()] = torch.where(worse, share.cpu(), right[rows.cpu()])
-                told[rows.cpu()] = torch.where(worse, now, told[rows.cpu()])
-            gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
-    column = Column(right, gap, far, steps, told=told if draws > 1 else None)
+
+    def attack(rows: Tensor) -> Tensor:
+        if trial.attack is None:
+            return batch.images[rows]
+        images, reach, at = batch.images[rows], trial.attack.reach(), rows.cpu()
+        with counting() as faults, watching(subject, images) as counts:
+            found, steps[at] = attempted(subject, trial.attack, images, batch.targets[rows], key[rows])
+        spent[:, at] = torch.stack([counts.forwards, counts.backwards]).cpu()
+        if isinstance(trial.attack, Given):
+            sound, far[at] = _sound(reach[0], images, found)
+            refused[at] = ~sound.cpu()
+            found = torch.where(wide(sound, found), found, images)
+        else:
+            found, astray = counted(trial.name, reach, images, found)
+            broken[at] = (astray | faults.broken).cpu()
+            far[at] = reach[0].distance(images, found).float().cpu()
+        lost[at], points[rows] = faults.share, found
+        return points[rows]
+
+    def judge(found: Tensor, rows: Tensor) -> Verdict:
+        seen = [_logits(network, found) for _ in range(draws)]
+        gap[rows.cpu()] = margin(torch.stack(seen).mean(0), labels[rows]).float().cpu()
+        share = torch.stack([correct(logits, labels[rows]) for logits in seen]).mean(0)
+        if draws == 1:
+            return Verdict(share, share)
+        return Verdict(chance.judged(subject, found, labels[rows], common[rows], draws)[0], share)
+
+    nothing = torch.full((count,), torch.inf)
+    right, told = worst(before) if before else (nothing, nothing)
+    cascade = Cascade(batch.images, told, right)
+    with judged(network), seeded(network, key, batch[cascade.rows]):
+        cascade.turn(attack, judge)
+    told = cascade.told if draws > 1 else None
+    column = Column(cascade.right, gap, far, steps, told=told)
     if trial.attack is None:
         return column, points
     forwards, backwards = spent.to(torch.int32).unbind()
