@@ -19,7 +19,7 @@ from robust_train.losses import correct, cross_entropy, dlr, targeted_dlr
 from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
-from robust_train.threats.l1 import L1, project_l1_box
+from robust_train.threats.l1 import L1
 
 MOMENTUM = 0.75  # alpha: share of the new step, the rest follows the last move
 RHO = 0.75  # share of the steps since the last checkpoint that must raise the loss
@@ -297,7 +297,7 @@ def _stepped(climb: _Climb, ball: Ball, step: int) -> _Climb:
     """One move of the points."""
     images, point = climb.images, climb.point
     if isinstance(ball, L1):
-        return replace(climb, point=images + project_l1_box(point - images + _sparse(climb), images, number(ball.eps)))
+        return replace(climb, point=images + ball.project(images, point - images + _sparse(climb)))
     ahead = images + ball.project(images, point + climb.size * ball.unit(climb.slope) - images)
     share = MOMENTUM if step else 1.0
     moved = point + share * (ahead - point) + (1 - share) * (point - climb.before)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust_train.kernels.l1_step import l1_project, l1_step
 from robust_train.keyed import Key, uniform
 from robust_train.nouns import number
 from robust_train.read.registry import Number, threats
 from robust_train.threats.ball import Ball, boxed, refuse_negative
-
-HALVINGS = 40  # after which the root's bracket is shorter than float32 resolves
 
 
 @threats.register("l1")
@@ -52,19 +51,12 @@ class L1(Ball):
         return boxed(images, (number(self.eps) * side * size).view_as(images))
 
     def step(self, images: Tensor, z: Tensor, gradient: Tensor, size: float) -> Tensor:
-        gradient, place = gradient.to(z.dtype), images + z
-        face = 1e-6  # x + (1 - x) need not round to 1
-        stuck = ((place >= 1 - face) & (gradient > 0)) | ((place <= face) & (gradient < 0))
-        g = gradient.masked_fill(stuck, 0).flatten(1)
-        count = int(self.top) if self.top >= 1 else max(1, round(self.top * g.shape[1]))
-        least = g.abs().topk(min(count, g.shape[1]), dim=1).values[:, -1:]
-        chosen = ((g.abs() >= least) & (g != 0)) | g.isnan()
-        sign = torch.where(g.isnan(), g, g.sign())  # torch.sign(NaN) is 0: it would hide the fault
-        direction = torch.where(chosen, sign, 0) / chosen.sum(1, keepdim=True).clamp(min=1)
-        return self.project(images, z + size * direction.view_as(z))
+        pixels = gradient[:1].numel()
+        count = int(self.top) if self.top >= 1 else max(1, round(self.top * pixels))
+        return l1_step(images, z, gradient, size, number(self.eps), count)
 
     def project(self, images: Tensor, z: Tensor) -> Tensor:
-        return project_l1_box(z, images, number(self.eps))
+        return l1_project(images, z, number(self.eps))
 
     def unit(self, gradient: Tensor) -> Tensor:
         size, largest = gradient.flatten(1).abs().max(1, keepdim=True)
@@ -73,29 +65,3 @@ class L1(Ball):
 
     def distance(self, images: Tensor, adversarial: Tensor) -> Tensor:
         return (adversarial - images).flatten(1).abs().sum(1)
-
-
-def project_l1_box(offset: Tensor, images: Tensor, eps: float) -> Tensor:
-    """The point nearest to x + offset in {||z||_1 <= eps, x + z in [0, 1]}, as a perturbation [B, ...].
-
-        z_i = sign(u_i) clip(|u_i| - t, 0, cap_i),    cap_i = 1 - x_i where u_i > 0, else x_i
-
-    t = 0 where that is inside the ball, else the root of sum_i clip(|u_i| - t, 0, cap_i) = eps, which falls with t: its
-    bracket is halved, without sorting and without a host sync. Croce and Hein 2021 (arXiv 2103.01208, proposition 1).
-    """
-    if eps <= 0:
-        return torch.zeros_like(offset)
-    u, x = offset.flatten(1), images.flatten(1)
-    size, cap = u.abs(), torch.where(u > 0, 1 - x, x)
-
-    def length(t: Tensor) -> Tensor:
-        return (size - t).clamp(min=0).minimum(cap).sum(1, keepdim=True)
-
-    zero = size.new_zeros(len(size), 1)
-    low, high = zero, size.amax(1, keepdim=True) if size.numel() else zero
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        beyond = length(middle) > eps
-        low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
-    t = torch.where(length(zero) <= eps, zero, high)  # the end whose length is at most eps
-    return (u.sign() * (size - t).clamp(min=0).minimum(cap)).view_as(offset)

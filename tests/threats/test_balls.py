@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from robust_train.kernels.l1_step import l1_project
 from robust_train.keyed import Key
-from robust_train.threats.l1 import L1, project_l1_box
+from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
 
@@ -53,8 +54,8 @@ def test_an_l2_step_has_the_length_of_its_size_however_small_the_gradient():
 )
 def test_the_projection_on_ball_and_box_is_the_nearest_point(images, offset, eps, nearest):
     """The card's numbers, checked there with a quadratic program; clipping a projection gives other ones."""
-    assert_close(project_l1_box(offset, images, eps), nearest, rtol=0, atol=1e-12)
-    assert_close(project_l1_box(offset.float(), images.float(), eps), nearest.float(), rtol=0, atol=1e-6)
+    assert_close(l1_project(images, offset, eps), nearest, rtol=0, atol=1e-12)
+    assert_close(l1_project(images.float(), offset.float(), eps), nearest.float(), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -65,11 +66,11 @@ def test_no_feasible_point_is_nearer_than_the_l1_projection(seed, size, eps):
     draw = torch.rand(4, size, generator=generator, dtype=torch.float64)
     images = draw[:1].expand(2, -1).contiguous()
     offset = 2 * torch.randn(2, size, generator=generator, dtype=torch.float64)
-    nearest = project_l1_box(offset, images, eps)
+    nearest = l1_project(images, offset, eps)
     assert nearest.abs().sum(1).max() <= eps + 1e-9
     assert (images + nearest).min() >= -1e-12
     assert (images + nearest).max() <= 1 + 1e-12
-    assert_close(project_l1_box(nearest, images, eps), nearest, rtol=0, atol=1e-9)
+    assert_close(l1_project(images, nearest, eps), nearest, rtol=0, atol=1e-9)
     for corner in (
         draw[1] * 2 - 1,
         draw[2] - images[0],
