@@ -37,7 +37,7 @@ def parser(program: str, what: str) -> argparse.ArgumentParser:
         metavar="NOUN",
         nargs="?",
         const="",
-        help="list what there is: objectives, attacks, threats, models, ...; after a run, its own modules' too",
+        help="list what there is: objectives, attacks, models, ..., metrics; after a run, its own modules' too",
     )
     found.add_argument("-h", "--help", action="store_true", help="this, and every section and field of a run")
     return found
@@ -61,11 +61,17 @@ def inform(arguments: argparse.Namespace, found: argparse.ArgumentParser) -> boo
             read(arguments, None)  # the modules that it brings (`uses:`) are listed too
         if arguments.list == "":
             print("\n\n".join(f"{noun}:\n{catalogue(registry)}" for noun, registry in registries.items()))
+            print("\nmetrics: what the numbers of a run are called (--list metrics)")
+            return True
+        if arguments.list == "metrics":
+            from robust_train.records.names import listed
+
+            print(listed())
             return True
         if arguments.list not in registries:
+            nouns = [*registries, "metrics"]
             raise ConfigError(
-                f"--list {arguments.list}: no such noun{nearest(arguments.list, registries)} (there are "
-                f"{', '.join(registries)})"
+                f"--list {arguments.list}: no such noun{nearest(arguments.list, nouns)} (there are {', '.join(nouns)})"
             )
         print(f"{arguments.list}:\n{catalogue(registries[arguments.list], with_fields=True)}")
         return True

@@ -17,6 +17,9 @@ from robust_train.nouns.schedule import Noun
 class Objective(Noun, ABC):
     """What one update minimises. Frozen: what it must remember is in `state`, which is the engine's."""
 
+    tells: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    """(name, unit, what it is) of its own in `Loss.metrics`, beside the names that many have (`--list metrics`)."""
+
     @abstractmethod
     def __call__(self, network: Any, batch: Batch, key: Any, state: State) -> Loss:
         """The loss of one micro-batch."""

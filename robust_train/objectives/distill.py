@@ -53,6 +53,10 @@ class Distill(Objective):
     teacher_precision: Precision = "bf16"  # of the teachers' forwards
     term: Divergence = field(default_factory=KL)  # KL, or what stands in its place; of logits over T
 
+    tells = (
+        ("loss/distill", "nats", "what teachers say: T^2 times the divergence from them, before alpha"),
+        ("accuracy/teachers", "share", "share that the teachers are right on"),
+    )
     examples = """
     - {teachers: [NETWORK/0, NETWORK/1], draws: 2, teacher_precision: fp32}
     - {teachers: [NETWORK/0, NETWORK/1], alpha: 0.7, mean: probabilities, teacher_precision: fp32,

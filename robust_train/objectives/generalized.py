@@ -70,6 +70,7 @@ class Generalized(Objective):
     right_in: Literal["training", "attack"] = "training"  # sample: where accuracy_i is counted; attack: as E-AT's code
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1); the attacks' losses have none
 
+    tells = (("loss/THREAT", "nats", "cross-entropy under one attack of the set, by its threat model (join: average)"),)
     examples = """
     - {join: average, weights: {gamma: 0.01, group: 4}, attacks: [
       {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05},

@@ -44,6 +44,7 @@ class GradAlign(Objective):
     weight: Number  # lambda: 0.2 at 8/255 in the paper
     threat: Threat  # the ball in which the second point is drawn
 
+    tells = (("loss/alignment", "1", "1 - cos of the two gradients, before weight"),)
     examples = """
     - {weight: 0.2, threat: {use: linf, eps: 0.1}, objective: {use: madry,
       attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 1, step_size: 0.1, start: zero}}}

@@ -50,6 +50,11 @@ class Mart(Objective):
     loss: Literal["boosted", "softmax"] = "boosted"  # B as above, or the cross-entropy alone
     slack: float = 0.0  # the published code has log(1.0001 - max q): 1e-4 here; 0: exact
 
+    tells = (
+        ("loss/kl", "nats", "the weighed divergence, before beta"),
+        ("weight/mean", "1", "the images' weights w"),
+        ("weight/square", "1", "w squared; 1 beside a mean of 1: the weights say nothing"),
+    )
     examples = """
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: noise}, beta: 5.0}
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, beta: 5.0, loss: softmax,

@@ -58,6 +58,7 @@ class Trades(Objective):
         default_factory=KL
     )  # the second term, KL or what stands in its place; the attack raises KL
 
+    tells = (("loss/TERM", "nats", "the term beside the cross-entropy, before beta, by its name (kl, dkl, ...)"),)
     examples = """
     - {attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05, start: noise}, beta: 6.0}
     - {attack: {use: restarts, attack: {use: pgd, threat: {use: linf, eps: 0.1}, steps: 2, step_size: 0.05}, restarts:

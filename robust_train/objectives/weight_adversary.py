@@ -38,6 +38,10 @@ class WeightAdversary(Objective):
     group: int = 32  # consecutive images that share moved weights; a micro-batch holds whole groups
     smoothing: float = 0.0  # label smoothing of the cross-entropy, in [0, 1)
 
+    tells = (
+        ("loss/kl", "nats", "divergence of the answer at the worst weights, before beta"),
+        ("accuracy/weights", "share", "share that is right at the worst weights"),
+    )
     examples = """
     - {box: {zeta: 0.1, steps: 2, noise: 0.1}, beta: 0.5, group: 4}
     - {box: {zeta: 0.1, steps: 2, noise: 0.1, constant: 0.01, norms: true}, beta: 0.5, group: 4, follows: shift,

@@ -78,6 +78,7 @@ class Progress:
         self.pace = Pace(clock)
         self._clock = clock
         self._done = 0
+        self._told = False  # whether the last update has had its line
         self._spoke: float | None = None
         self._figures: dict[str, str] = {}
         self._bar: Any = None
@@ -121,7 +122,13 @@ class Progress:
         accuracies = sorted(key for key in metrics if key.startswith("accuracy/"))
         for key in (*losses[:1], *accuracies):
             self._figures[key] = f"{key} {metrics[key]:.4g}"
-        self._show(last=update + 1 == self.updates)
+        if self._told and update + 1 >= self.updates and self.mode == "lines":
+            if accuracies:  # of its validation, of the evaluation at the end: the update itself is not said again
+                news = ", ".join(self._figures[key] for key in accuracies)
+                print(f"after the last update: {news}", file=self.stream, flush=True)
+            return
+        self._told = update + 1 >= self.updates
+        self._show(last=self._told)
 
     def time(self, timing: Mapping[str, float]) -> None:
         """The rate of an update, `images/s`, is shown."""

@@ -19,6 +19,7 @@ from robust_train.objectives import distill
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
 from robust_train.objectives.interpolated import Interpolated
 from robust_train.read.registry import objectives
+from robust_train.records.names import LINE, unlisted
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
@@ -127,6 +128,7 @@ def test_a_loss_is_a_scalar_with_a_gradient_and_metrics_that_are_scalars(objecti
         assert name.split("/")[0] in ("loss", "accuracy", "weight"), name
         assert value.shape == ()
     assert all(0 <= value <= 1 for name, value in loss.metrics.items() if name.startswith("accuracy/"))
+    assert unlisted(loss.metrics, objective, [LINE]) == []
 
 
 @every

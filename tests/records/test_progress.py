@@ -82,6 +82,23 @@ def test_the_last_update_always_has_its_line():
     assert "left" not in shown(seconds=0.01, done=100).splitlines()[-1]
 
 
+def test_the_last_update_is_printed_once():
+    """Also where it is validated, and the run judged at its end: those say accuracies alone."""
+    stream = io.StringIO()
+    progress = Progress("demo", 3, "lines", stream=stream, clock=Clock())
+    for start in (0, 2):  # the second time after a rollback to the last checkpoint
+        for update in range(start, 3):
+            progress.add(update, {"loss/robust": 0.5, "accuracy/attacked": 0.25})
+        progress.add(2, {"accuracy/clean": 0.75, "validation/images": 8})
+        progress.add(3, {"accuracy/clean": 0.5, "accuracy/pgd50": 0.125, "validation/images": 80})
+        said = stream.getvalue().splitlines()
+        assert [line.startswith("update 3/3 (100 %)") for line in said].count(True) == 1
+        assert said[-2:] == [
+            "after the last update: accuracy/clean 0.75",
+            "after the last update: accuracy/clean 0.5, accuracy/pgd50 0.125",
+        ]
+
+
 def test_plain_lines_hold_no_control_characters():
     assert re.fullmatch(r"[\x20-\x7e\n]+", shown())
 

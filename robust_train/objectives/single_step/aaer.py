@@ -59,6 +59,7 @@ class AAER(Objective):
     norm: Norm = "group"  # BatchNorm in the attack: the groups' own, so that losses before and after compare
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1)
 
+    tells = (("loss/abnormal", "nats", "the term of abnormal images, with its lambdas"),)
     examples = """
     - {threat: {use: linf, eps: 0.1}, group: 4}
     - {threat: {use: linf, eps: 0.1}, lambdas: [1.0, 1.5, 0.15], noise: 2.0, radii: 1.0, project: false, group: 4,

@@ -68,6 +68,7 @@ class ELLE(Objective):
     decay: float = 0.99  # of the adaptive weight, an update
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1)
 
+    tells = (("loss/bend", "nats squared", "squared departure from linear, before weight"),)
     examples = """
     - {attack: {use: fgsm-rs, threat: {use: linf, eps: 0.1}}, threat: {use: linf, eps: 0.1}, weight: 100.0}
     - {attack: {use: n-fgsm, threat: {use: linf, eps: 0.1}}, threat: {use: linf, eps: 0.1}, weight: 9.0, adaptive: true}

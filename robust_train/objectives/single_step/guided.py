@@ -46,6 +46,8 @@ class Guided(Objective):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     smoothing: float = 0.0  # label smoothing of the cross-entropy, in [0, 1)
 
+    tells = (("loss/apart", "of the distance", "distance of the attacked answer from the clean one, before weight"),)
+
     def __post_init__(self) -> None:
         if isinstance(self.weight, (int, float)) and not self.weight >= 0:
             raise ValueError(f"weight={self.weight:g} must not be negative: it weighs the distance of the answers")

@@ -64,6 +64,7 @@ class LIET(Objective):
     project: bool = True  # bring x' into the ball; not above 8/255
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
 
+    tells = (("loss/js", "nats", "Jensen-Shannon divergence of start and point, before weight"),)
     examples = "- {threat: {use: linf, eps: 0.1}, weight: 10.0}"
 
     def __post_init__(self) -> None:

@@ -66,6 +66,13 @@ class FGSMPGI(Objective):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     smoothing: float = 0.0  # label smoothing of the training loss, in [0, 1)
 
+    tells = (
+        (
+            "loss/apart",
+            "logits squared",
+            "squared difference of the logits at point and start, over the classes, before weight",
+        ),
+    )
     examples = """
     - {threat: {use: linf, eps: 0.1}, batch: 16}
     - {threat: {use: linf, eps: 0.1}, batch: 16, prior: epoch, redraw: 2}

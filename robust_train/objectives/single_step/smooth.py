@@ -58,6 +58,7 @@ class FGSMCS(Objective):
     norm: Norm = "running"  # BatchNorm in the attack: running statistics, or the groups' own (none recorded)
     smoothing: float = 0.4  # label smoothing of all losses but the attack's, in [0, 1)
 
+    tells = (("loss/jump", "nats", "how far a group's loss left the last epoch's, before weight"),)
     examples = "- {threat: {use: linf, eps: 0.1}, epoch: 2, group: 4}"
 
     def __post_init__(self) -> None:
