@@ -162,7 +162,8 @@ def seen_before(members: list[str], sums: dict[str, str]) -> list[str]:
         if not known.is_file():
             lines.append(f"{member} does not say what it was trained on: whether these images are new to it is open")
             continue
-        theirs = set(json.loads(known.read_text(encoding="utf-8")).values())
+        said = json.loads(known.read_text(encoding="utf-8")).values()
+        theirs = {str(sums_of).split()[0] for sums_of in said}  # of the shard; what follows is its index's
         shared = [name for name, digest in sums.items() if digest in theirs]
         if shared:
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""

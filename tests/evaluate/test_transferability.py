@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -183,22 +183,21 @@ def test_chunks_change_nothing(matrix):
     assert again.cells == matrix.cells
 
 
-def test_what_is_kept_is_not_made_again(tmp_path, matrix):
+def test_what_is_kept_is_not_made_again(tmp_path, matrix, monkeypatch):
     tried = Transferability(ONE_STEP, amplify=0.1, chunk=150)
 
     made: list[str] = []
+    attack = PGD.__call__
 
-    @dataclass(frozen=True)
-    class Counted(PGD):
-        def __call__(self, network, images, targets, key, goal=None):
-            made.append("")
-            return super().__call__(network, images, targets, key, goal)
+    def counted(self, network, images, targets, key, goal=None):
+        made.append("")
+        return attack(self, network, images, targets, key, goal)
 
-    counted = replace(tried, attack=Counted(L2(EPS), 1, 2 * EPS, start="zero"))
+    monkeypatch.setattr(PGD, "__call__", counted)  # the attack itself is what it was: a class that counts is another
     prints = {name: name for name in NETWORKS}
 
     def found() -> Matrix:
-        return counted.report(evaluate(counted, NETWORKS, Grey(), store=Store(tmp_path, prints))).result
+        return tried.report(evaluate(tried, NETWORKS, Grey(), store=Store(tmp_path, prints))).result
 
     first = found()
     assert len(made) == 9, "three chunks of three networks"

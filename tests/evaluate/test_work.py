@@ -328,11 +328,12 @@ def test_fifty_thousand_images_under_autoattack_and_three_threats_take_less_than
 
 
 def near(one: Columns, other: Columns) -> bool:
-    """The same but for the rounding of margins and distances."""
+    """The same but for the rounding of margins and distances, and for whose passes those of equal images are."""
     return list(one) == list(other) and all(
         torch.allclose(one[name][key].nan_to_num(-9).double(), other[name][key].nan_to_num(-9).double(), 0, 1e-6)
         for name in one
         for key in one[name]
+        if key not in ("forwards", "backwards")
     )
 
 
