@@ -14,15 +14,20 @@ from robust_train.attacks.attacked import Drops, Norm, attacked
 from robust_train.attacks.given import Towards, aimed, classes_of, wide
 from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
+from robust_train.kernels.apgd_step import Norm as FusedNorm
+from robust_train.kernels.apgd_step import apgd_seen, apgd_step
 from robust_train.keyed import Key, normal, uniform
 from robust_train.losses import correct, cross_entropy, dlr, targeted_dlr
 from robust_train.nouns import Attack, Goal, Raising, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 from robust_train.threats.l1 import L1
+from robust_train.threats.l2 import L2
+from robust_train.threats.linf import Linf
 
 MOMENTUM = 0.75  # alpha: share of the new step, the rest follows the last move
 RHO = 0.75  # share of the steps since the last checkpoint that must raise the loss
+FUSED: dict[type, FusedNorm] = {Linf: "linf", L2: "l2"}  # balls whose step is a kernel on a GPU
 WIDE = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # L1: radii in eps, and the share of the steps spent at each
 
 
@@ -298,10 +303,9 @@ def _stepped(climb: _Climb, ball: Ball, step: int) -> _Climb:
     images, point = climb.images, climb.point
     if isinstance(ball, L1):
         return replace(climb, point=images + ball.project(images, point - images + _sparse(climb)))
-    ahead = images + ball.project(images, point + climb.size * ball.unit(climb.slope) - images)
-    share = MOMENTUM if step else 1.0
-    moved = point + share * (ahead - point) + (1 - share) * (point - climb.before)
-    return replace(climb, before=point, point=images + ball.project(images, moved - images))
+    share, norm = MOMENTUM if step else 1.0, FUSED.get(type(ball))
+    moved = apgd_step(images, point, climb.before, climb.slope, climb.size, share, ball, norm, number(ball.eps))
+    return replace(climb, before=point, point=moved)
 
 
 def _sparse(climb: _Climb) -> Tensor:
@@ -316,17 +320,10 @@ def _sparse(climb: _Climb) -> Tensor:
 
 def _seen(climb: _Climb, loss: Tensor, slope: Tensor) -> _Climb:
     """What the new points' losses change."""
-    better = loss > climb.best_loss
-    chosen = wide(better, climb.point)
-    return replace(
-        climb,
-        slope=slope,
-        loss=loss,
-        rises=climb.rises + (loss > climb.loss),
-        best=torch.where(chosen, climb.point, climb.best),
-        best_slope=torch.where(chosen, slope, climb.best_slope),
-        best_loss=torch.where(better, loss, climb.best_loss),
+    rises, best, best_slope, best_loss = apgd_seen(
+        climb.point, slope, loss, climb.loss, climb.rises, climb.best, climb.best_slope, climb.best_loss
     )
+    return replace(climb, slope=slope, loss=loss, rises=rises, best=best, best_slope=best_slope, best_loss=best_loss)
 
 
 def _checked(climb: _Climb, steps: int) -> _Climb:

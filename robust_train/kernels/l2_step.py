@@ -104,14 +104,7 @@ if triton is not None:
         inside = at < count
         z = tl.load(z_ptr + image * count + at, inside, 0.0)
         g = tl.load(g_ptr + image * count + at, inside, 0.0).to(tl.float32)
-        # a NaN of g is lost in max on a GPU, and comes back through the sums
-        largest = tl.maximum(tl.max(tl.abs(g), 0), 1.1754943508222875e-38)
-        g = g / largest
-        sum_ptr += image * 4 * blocks + block
-        tl.store(sum_ptr, largest)
-        tl.store(sum_ptr + blocks.to(tl.int64), tl.sum(g * g, 0))
-        tl.store(sum_ptr + blocks.to(tl.int64) * 2, tl.sum(z * g, 0))
-        tl.store(sum_ptr + blocks.to(tl.int64) * 3, tl.sum(z * z, 0))
+        leave(sum_ptr, z, g, image, block, blocks)
 
     @triton.jit
     def kernel(
@@ -119,27 +112,48 @@ if triton is not None:
         count, blocks, size, eps, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     ):  # fmt: skip
         image = tl.program_id(0).to(tl.int64)
+        largest, slope, stride, reach = summed(sum_ptr, image, blocks, size, BLOCKS)
+        at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < count
+        at += image * count
+        x, z = tl.load(x_ptr + at, inside, 0.0), tl.load(z_ptr + at, inside, 0.0)
+        g = tl.load(g_ptr + at, inside, 0.0).to(tl.float32)
+        u = (z + stride * (g / largest / slope)) * shrunk(reach, eps)
+        tl.store(out_ptr + at, tl.clamp(x + u, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL) - x, inside)
+
+    @triton.jit
+    def leave(sum_ptr, z, g, image, block, blocks):
+        """What a block of an image says of the norms: sums [B, 4, blocks]."""
+        # a NaN of g is lost in max on a GPU, and comes back through the sums
+        largest = tl.maximum(tl.max(tl.abs(g), 0), 1.1754943508222875e-38)
+        g = g / largest
+        blocks = blocks.to(tl.int64)
+        sum_ptr += image * 4 * blocks + block
+        tl.store(sum_ptr, largest)
+        tl.store(sum_ptr + blocks, tl.sum(g * g, 0))
+        tl.store(sum_ptr + blocks * 2, tl.sum(z * g, 0))
+        tl.store(sum_ptr + blocks * 3, tl.sum(z * z, 0))
+
+    @triton.jit
+    def summed(sum_ptr, image, blocks, size, BLOCKS: tl.constexpr):
+        """Of an image: max |g|, ||g|| / max |g|, the step's length (0 without a gradient), ||z + size g / ||g||||."""
+        blocks = blocks.to(tl.int64)
         each = tl.arange(0, BLOCKS).to(tl.int64)
         there = each < blocks
         sum_ptr += image * 4 * blocks + each
         tops = tl.load(sum_ptr, there, 0.0)
         largest = tl.max(tops, 0)
         share = tops / largest
-        squares = tl.sum(tl.load(sum_ptr + blocks.to(tl.int64), there, 0.0) * share * share, 0)
-        along = tl.sum(tl.load(sum_ptr + blocks.to(tl.int64) * 2, there, 0.0) * share, 0)
-        length = tl.sum(tl.load(sum_ptr + blocks.to(tl.int64) * 3, there, 0.0), 0)
+        squares = tl.sum(tl.load(sum_ptr + blocks, there, 0.0) * share * share, 0)
+        along = tl.sum(tl.load(sum_ptr + blocks * 2, there, 0.0) * share, 0)
+        length = tl.sum(tl.load(sum_ptr + blocks * 3, there, 0.0), 0)
         still = squares == 0
         slope = tl.where(still, 1.0, tl.sqrt_rn(squares))
         stride = tl.where(still, 0.0, size)
-        reach = tl.sqrt_rn(
-            tl.maximum(length + 2 * stride * (along / slope) + stride * stride, 0.0, tl.PropagateNan.ALL)
-        )
-        shrink = tl.where(reach > eps, eps / tl.where(reach == 0, 1.0, reach), 1.0)
+        square = length + 2 * stride * (along / slope) + stride * stride
+        return largest, slope, stride, tl.sqrt_rn(tl.maximum(square, 0.0, tl.PropagateNan.ALL))
 
-        at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < count
-        at += image * count
-        x, z = tl.load(x_ptr + at, inside, 0.0), tl.load(z_ptr + at, inside, 0.0)
-        g = tl.load(g_ptr + at, inside, 0.0).to(tl.float32)
-        u = (z + stride * (g / largest / slope)) * shrink
-        tl.store(out_ptr + at, tl.clamp(x + u, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL) - x, inside)
+    @triton.jit
+    def shrunk(reach, eps):
+        """min(1, eps / reach)."""
+        return tl.where(reach > eps, eps / tl.where(reach == 0, 1.0, reach), 1.0)

@@ -35,7 +35,7 @@ class Ball(Threat, ABC):
 
 def boxed(images: Tensor, z: Tensor) -> Tensor:
     """The perturbation clipped so that the image stays in [0, 1]: each |z_i| falls or stays, so no norm rises."""
-    return (images + z).clamp(0, 1) - images
+    return (images + z).clamp_(0, 1).sub_(images)
 
 
 def refuse_negative(eps: Number) -> None:
