@@ -96,7 +96,7 @@ def test_opening_looks_at_each_shard_once_and_makes_the_table_once(tmp_path, mon
         calls["open"] = calls.get("open", 0) + 1
         return LocalShard(url, f"{url}", str(tmp_path / "rows.npy"), 1, "0" * 64)
 
-    def told(url: str) -> str:
+    def told(url: str, *more: object) -> str:
         calls["identity"] = calls.get("identity", 0) + 1
         return digest(url)[:16]
 

@@ -40,8 +40,8 @@ def everything(engine: Engine) -> dict[str, torch.Tensor]:
         for name in engine.parameters
         for key, value in engine.optimiser_state(name).items()
     }
-    average = {f"average/{name}": value.clone() for name, value in engine.averaged.kept.items()}  # type: ignore[union-attr]
-    return weights(engine) | moments | average
+    shares = engine.holding.shares(engine.averaged)  # as saved: what fills up pieces under ZeRO 3 is nothing
+    return weights(engine) | moments | {f"average/{name}": value.clone() for name, value in shares.items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -58,7 +58,7 @@ LINF = PGD(Linf(0.1), 2, 0.05)
 
 def refused(objective: Objective) -> str:
     """Why ZeRO 3 refuses an objective; "" where it does not."""
-    if objective.use == "awp" or any(True for _ in within(objective, Weights)):
+    if objective.use in ("awp", "weight-adversary") or any(True for _ in within(objective, Weights)):
         return "needs whole tensors"
     return "differentiates a gradient by its input again" if objective.use == "grad-align" else ""
 

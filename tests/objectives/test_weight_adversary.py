@@ -181,7 +181,7 @@ def test_the_evaluator_is_reached_by_its_name(small_run, tmp_path, capsys) -> No
 
     run = shutil.copytree(small_run.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
     words = ["--images", "16", "--chunk", "16", "--device", "cpu"]
-    main([str(run), *words, "--evaluator", "mismatch", "zetas=[0.3]", "samples=3", "worst=[0.1]", "steps=2"])
+    main(["evaluator", "mismatch", str(run), *words, "zetas=[0.3]", "samples=3", "worst=[0.1]", "steps=2"])
     tree = json.loads((run / "eval-mismatch.json").read_text(encoding="utf-8"))
     assert [row["weights"] for row in tree["tables"][0]["rows"]] == ["clean", "mismatch", "worst"]
     assert "accuracy with weights that are off" in capsys.readouterr().out
