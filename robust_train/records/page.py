@@ -51,6 +51,12 @@ def comparison(tree: Tree, charts: Sequence[tuple[str, bytes]]) -> str:
     return _environment().get_template("comparison.html.j2").render(tree=tree, charts=drawn)
 
 
+def training(tree: Tree) -> str:
+    """The page of what tools.report found."""
+    drawn = [{**chart, "svg": _svg(chart["svg"])} for chart in tree["charts"]]
+    return _environment().get_template("training.html.j2").render(tree=tree, charts=drawn)
+
+
 def radius(eps: float | None) -> str:
     """eps as people write it: k/255 where it is that, else four digits; empty for clean images."""
     if not eps:

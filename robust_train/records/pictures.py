@@ -185,6 +185,24 @@ def budget(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: st
     return _bytes(figure, form)
 
 
+def lines(found: Mapping[str, Sequence[tuple[float, float, float]]], unit: str, form: Form = "svg") -> bytes:
+    """Numbers by update, a line for each name: (update, mean, error); the band is mean +/- error."""
+    figure, panel = _chart()
+    for (name, line), colour in zip(found.items(), _cycle(len(found)), strict=True):
+        update, mean, error = (list(column) for column in zip(*line, strict=True))
+        low = [m - e for m, e in zip(mean, error, strict=True)]
+        high = [m + e for m, e in zip(mean, error, strict=True)]
+        if any(error):
+            panel.fill_between(update, low, high, color=colour, alpha=0.16, linewidth=0)
+        dots = "o" if len(line) < 30 else None
+        panel.plot(update, mean, color=colour, marker=dots, markersize=3.0, linewidth=1.4, label=name)
+    _finish(panel, "", "update")
+    panel.set(ylabel=unit)
+    if unit != "share":
+        panel.autoscale(axis="y")
+    return _bytes(figure, form)
+
+
 def heat_maps(panels: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], title: str = "") -> bytes:
     """Square matrices of rates [n, n] side by side: rows what was made for a network, columns who it was tried on.
 
