@@ -214,6 +214,7 @@ class Subject:
             own["data"] = {shard_name(url): digest for url, digest in data.checksums().items()}
             fields = fingerprint.tree(data).items()
             own["prepared"] = {name: value for name, value in fields if name not in ("is", "contents")}
+            own["preprocessing"] = data.preprocessing()
         own |= {} if self.listed is None else {"listed": checksum(Path(self.listed))}
         own |= {"uses": self.brought} if self.brought else {}
         return own if self.noise == "drawn" else {**own, "noise": self.noise}

@@ -78,9 +78,11 @@ def main(words: list[str]) -> None:
     dealt = shared.deal(asked, subject, device)
     with telling() as tell:
         found = evaluate(evaluator, networks, data, asked.seed, device, store, dealt, tell, asked.workers)
-    notes = shared.resumed(store)
+    notes = shared.pixels_of(data) + shared.resumed(store)
     report = evaluator.report(found)
     show_tables(subject.title, report)
+    for note in notes:
+        print(f"note: {note}")
     tree = {
         "command": shlex.join(["python", "-m", "tools.eval", "evaluator", *words]),
         "model": subject.title,

@@ -27,7 +27,7 @@ from pathlib import Path
 from robust_train.data.files.flat import FlatValidation
 from robust_train.data.files.making import make
 from robust_train.data.index import index, unpacked
-from robust_train.data.manifest import SUFFIXES, Entry, packed, read_manifest, split_of
+from robust_train.data.manifest import SUFFIXES, Entry, entries, packed, read_manifest, split_of
 from robust_train.data.names import ids_of
 from robust_train.data.sources import ClassFolders, DigitsSource, Source, Torchvision
 from robust_train.data.write import verify
@@ -113,6 +113,10 @@ def write_index(folder: Path, processes: int) -> list[Entry]:
     there = folder / "manifest.json"
     manifest = read_manifest(folder) if there.exists() else {}
     splits = {name: split_of(shards) for name, shards in groupby(found, lambda entry: split_name(entry.file))}
+    for name, said in splits.items():  # shards that make_shards made: what it did to their pixels stays said
+        before = manifest.get("splits", {}).get(name, {})
+        if "plan" in before and set(entries({"splits": {name: said}})) <= set(entries({"splits": {name: before}})):
+            splits[name] = {**before, **said}
     write_json(there, manifest | {"splits": splits})
     return found
 

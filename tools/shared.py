@@ -180,7 +180,7 @@ def resumed(store: Store) -> list[str]:
 
 
 def of_subject(subject: Subject, noise: str | None, data: Dataset) -> list[str]:
-    """What a reader must know of the network, whatever it is judged under. noise: how its own is treated."""
+    """What a reader must know of network and images, whatever they are judged under. noise: how its own is treated."""
     told = {
         "drawn": "the network's own noise was drawn, as in training; --noise fixed judges it without: report both",
         "fixed": "the network's own noise was one draw, the same for every image: it answers the same each time, "
@@ -193,4 +193,9 @@ def of_subject(subject: Subject, noise: str | None, data: Dataset) -> list[str]:
         notes.append(f"{who} was picked as the run's best on these images, which flatters it a little")
     if subject.fitted_on(data):
         notes.append("the members' weights were fitted on images of these shards, which flatters them if on the same")
-    return notes
+    return [*notes, *pixels_of(data)]
+
+
+def pixels_of(data: Dataset) -> list[str]:
+    """What the images went through before the network saw them, a note a step."""
+    return [f"pixels: {step}" for step in data.preprocessing()]

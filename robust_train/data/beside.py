@@ -60,6 +60,10 @@ class Beside(Dataset):
         """Broken samples that the task allows, which metrics count. The other set has a count of its own."""
         return getattr(self.task, "missing", 0)
 
+    def preprocessing(self) -> list[str]:
+        """The task's: the other set has no validation."""
+        return self.task.preprocessing()
+
     def prepare(self) -> None:
         """Both."""
         self.task.prepare()

@@ -2,10 +2,11 @@
 
 `manifest.json` lies beside the shards:
 
-    {"splits": {"train": {"samples": 50000, "shards": [{"file", "samples", "bytes", "sha256"}, ...]}, ...}}
+    {"splits": {"train": {"samples": 50000, "shards": [{"file", "samples", "bytes", "sha256"}, ...],
+                          "plan": {"resize", "interpolation", "quality", ...}}, ...}}
 
-It is a table of counts and checksums and nothing more: no address is ever taken from it, so a manifest cannot make a
-run open or execute anything that the run does not name itself.
+It is a table of counts and checksums, with what make_shards did to the pixels (`plan`), and nothing more: no address is
+ever taken from it, so a manifest cannot make a run open or execute anything that the run does not name itself.
 """
 
 from __future__ import annotations
@@ -84,11 +85,23 @@ def shard_name(url: str) -> str:
 
 def entry_of(url: str) -> Entry | None:
     """What the manifest beside a shard says of it; None where there is no manifest, or it does not name the shard."""
-    if url.startswith("pipe:"):
-        return None
+    return None if url.startswith("pipe:") else _entries(*_beside(url)).get(shard_name(url))
+
+
+def pixels_of(url: str) -> str | None:
+    """What was done to the pixels of a shard when it was made, by the manifest beside it.
+
+    "" where nothing was: the images' own files lie in it. None where nobody says: there is no manifest, or it was
+    written for shards from elsewhere.
+    """
+    return None if url.startswith("pipe:") else _makings(*_beside(url)).get(shard_name(url))
+
+
+def _beside(url: str) -> tuple[str, int]:
+    """(the folder of a shard's manifest, the version of that)."""
     folder = url.rsplit("/", 1)[0] if remote(url) else str(Path(url).absolute().parent)
     stamp = 0 if remote(url) else _stamp(Path(folder) / "manifest.json")
-    return _entries(folder, stamp).get(shard_name(url))
+    return folder, stamp
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -152,21 +165,44 @@ def _stamp(path: Path) -> int:
 
 @lru_cache(maxsize=64)
 def _entries(folder: str, stamp: int) -> dict[str, Entry]:
+    return {entry.file: entry for entry in entries(_manifest(folder, stamp))}
+
+
+@lru_cache(maxsize=64)
+def _makings(folder: str, stamp: int) -> dict[str, str]:
+    splits = _manifest(folder, stamp)["splits"].values()
+    plans = [(said["shards"], said["plan"]) for said in splits if isinstance(said.get("plan"), dict)]
+    return {str(shard["file"]): _making(plan) for shards, plan in plans for shard in shards}
+
+
+def _making(plan: dict[str, Any]) -> str:
+    """What make_shards did to pixels, in words; "" for nothing."""
+    size = plan.get("resize")
+    if size is None:
+        return ""
+    how = [f"({plan['interpolation']})" if "interpolation" in plan else "", "and stored as JPEG"]
+    how.append(f"of quality {plan['quality']}" if "quality" in plan else "of a quality that the manifest does not say")
+    return " ".join(["short sides above", f"{size} pixels resized to", str(size), *filter(None, how)])
+
+
+@lru_cache(maxsize=64)
+def _manifest(folder: str, stamp: int) -> dict[str, Any]:
+    """The manifest in a folder or at an address; without any, an empty one."""
     if "://" not in folder:
-        return {entry.file: entry for entry in entries(read_manifest(Path(folder)))}
+        return read_manifest(Path(folder))
     url = f"{folder}/manifest.json"
     try:
         found = web.read(url) if web.is_web(url) else _opened(url)
     except web.Unreachable as error:
         if error.status in ABSENT:
-            return {}
+            return {"splits": {}}
         raise DataError(
             f"{error}. It says how many samples each shard beside it holds and what their checksums are: see that it "
             "can be read, then give the same command again."
         ) from error
     except OSError:  # no manifest there is no fault: only streams cannot do without
-        return {}
-    return {entry.file: entry for entry in entries(_checked(found, f"{folder}/manifest.json"))} if found else {}
+        return {"splits": {}}
+    return _checked(found, f"{folder}/manifest.json") if found else {"splits": {}}
 
 
 def _opened(url: str) -> bytes:

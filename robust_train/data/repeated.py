@@ -31,6 +31,10 @@ class Repeated(Dataset):
         """The set's."""
         return self.of.contents()
 
+    def preprocessing(self) -> list[str]:
+        """The set's."""
+        return self.of.preprocessing()
+
     @property
     def classes(self) -> int:
         """The set's."""

@@ -18,7 +18,7 @@ from robust_train.data.files.listed import chosen
 from robust_train.data.files.own import addresses, labels_for
 from robust_train.data.indexed import Indexed
 from robust_train.data.loader import Allowance, Decoder, Task, batches, label_refusal
-from robust_train.data.manifest import shard_name
+from robust_train.data.manifest import pixels_of, shard_name
 from robust_train.data.names import class_names
 from robust_train.data.order import augmentation_seed, samples_of
 from robust_train.data.streams import Streams
@@ -159,6 +159,20 @@ class Shards(Dataset):
         """sha256 of the validation shards and of what their index says: keys, labels, sizes; of the chosen samples."""
         chosen = None if self.listed is None else hashlib.sha256(self._chosen.astype(np.int64).tobytes()).hexdigest()
         return {"index": self._validation.fingerprint(), "chosen": chosen}
+
+    def preprocessing(self) -> list[str]:
+        """What the shards' manifests say was done when they were made, and what is done when they are read."""
+        made = Counter(pixels_of(url) for url in self._places[1])
+        unknown, said = made.pop(None, 0), [f"{how}, when shards were made" for how in made if how]
+        if len(made) + bool(unknown) > 1 and said:  # shards of several makings
+            every = made.total() + unknown
+            said = [f"{count:,} of {every:,} shards: {how}, when they were made" for how, count in made.items() if how]
+        if unknown:
+            few = f"{unknown:,} of {len(self._places[1]):,} shards: " if made else ""
+            said.append(f"{few}what was done to the pixels before is not known: no manifest of make_shards says it")
+        short, square = int(self.size / self.crop), f"{self.size} x {self.size}"
+        read = f"short sides resized to {short} pixels ({self.interpolation}), the middle {square} cut out"
+        return [*said, f"{read}; images of {square} as they are"]
 
     def names(self) -> list[str]:
         """What the classes are called, by classes.json beside the shards; numbers where there is none."""

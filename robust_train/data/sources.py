@@ -22,6 +22,7 @@ from robust_train.vision import ensure_torchvision_importable
 COLUMNS = (("path", "file", "filename", "image", "name", "key"), ("label", "class", "target"))
 LISTS = "Write path,label on each line; paths are from the list's own folder on, or whole."
 JPEG_QUALITY = 95  # of images that are resized
+INTERPOLATION = "bicubic"  # of the same, antialiased
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Source(ABC):
             return sample(key, extension, file, label)
         from PIL.Image import Resampling
 
+        how = Resampling[INTERPOLATION.upper()]
         scale = self.resize / min(image.size)
-        small = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+        small = image.resize((round(image.width * scale), round(image.height * scale)), how)
         out = io.BytesIO()
         small.save(out, "jpeg", quality=JPEG_QUALITY)
         return sample(key, "jpg", out.getvalue(), label)

@@ -102,7 +102,8 @@ def evaluate(
         if trial.role == "attack"
     }
     kept = {tag: chosen(evaluator, found, tag) for tag, _ in evaluator.tagged} if points else {}
-    return replace(report, names=tuple(own.names()), right=shares, spent=spent, points=kept)
+    told = tuple(own.preprocessing()) if isinstance(own, Dataset) else ()
+    return replace(report, names=tuple(own.names()), preprocessing=told, right=shares, spent=spent, points=kept)
 
 
 def _device(module: Any, device: Any) -> str:

@@ -124,6 +124,7 @@ class Report:
     tables: tuple[Table, ...] = ()  # whatever else there is to say in numbers
     result: Any = None  # the same as a value of the analysis' own: of transfer its matrix
     names: tuple[str, ...] = ()  # of the classes
+    preprocessing: tuple[str, ...] = ()  # what the pixels went through before the network saw them, in order
     right: Mapping[str, Tensor] = field(default_factory=dict)  # by figure [N]: share of the passes that were right
     spent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by attack: forwards, backwards, steps [N]
     points: Mapping[str, Tensor] = field(default_factory=dict)  # by threat model [N, ...]: the worst points, if kept
@@ -186,7 +187,8 @@ class Report:
         lines = aligned([tuple(row[place] for place in costs) for row in (heads, *rows)])
         up = [f"FLAG {flag.name}: {flag.says}" for flag in self.raised]
         looked = sum(flag.raised is not None for flag in self.flags)
-        return "\n".join([f"{self.images:,} images", *lines, *up, f"flags: {len(up)} of {looked} are up"])
+        seen = [f"pixels: {step}" for step in self.preprocessing]
+        return "\n".join([f"{self.images:,} images", *seen, *lines, *up, f"flags: {len(up)} of {looked} are up"])
 
     @property
     def images(self) -> int:
@@ -211,6 +213,7 @@ class Report:
             ],
             "flags": [flag.tree() for flag in self.flags],
             **({"tables": [table.tree() for table in self.tables]} if self.tables else {}),
+            **({"preprocessing": list(self.preprocessing)} if self.preprocessing else {}),
         }
 
 

@@ -102,6 +102,10 @@ class Dataset(Noun):
         """What decides the validation images and labels beside the fields: what paths lead to. For fingerprints."""
         return self.checksums()
 
+    def preprocessing(self) -> list[str]:
+        """What the validation pixels went through before a network sees them, in order, for reports; empty: nothing."""
+        return []
+
     if TYPE_CHECKING:  # what each has; at run time a dataclass would take an inherited property for its field's default
 
         @property

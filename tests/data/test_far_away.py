@@ -56,6 +56,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(web, "PAUSE", 0.01)
     monkeypatch.setattr(web, "PATIENCE", 2.0)
     web.stamp.cache_clear()
+    manifest._manifest.cache_clear()
     manifest._entries.cache_clear()
     (tmp_path / "far").mkdir()
     Moody.moods.clear()
@@ -68,11 +69,13 @@ def server(tmp_path, monkeypatch):
         Moody.released.set()
         served.shutdown()
     web.stamp.cache_clear()
+    manifest._manifest.cache_clear()
     manifest._entries.cache_clear()
 
 
 def shards(url, tmp_path, **fields) -> Shards:
     web.stamp.cache_clear()  # as another process would
+    manifest._manifest.cache_clear()
     manifest._entries.cache_clear()
     return Shards(url, classes=CLASSES, size=SIZE, channels=1, cache=str(tmp_path / "cache"), **fields)
 

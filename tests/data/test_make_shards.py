@@ -185,6 +185,36 @@ def test_large_images_are_resized_and_small_ones_kept(tmp_path):
     assert small["png"] == coloured(20, (30, 16))
 
 
+def test_a_data_set_says_what_its_pixels_went_through(tmp_path):
+    """What make_shards did stays said after --index; of shards from elsewhere, and of several makings, that too."""
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "images" / "a" / f"{number}.png").write_bytes(coloured(10 * number, (80, 40)))
+    out = tmp_path / "out"
+    common = tmp_path / "images", out, "--size-per-shard", 2, "--processes", 1, "--split"
+    make(*common, "small", "--resize", 20)
+    make(*common, "whole")
+
+    def told(*names: str) -> list[str]:
+        urls = tuple(str(out / name) for name in names)
+        return Shards(urls, 1, 14, validation=urls, cache=str(tmp_path / "cache")).preprocessing()
+
+    resized = "short sides above 20 pixels resized to 20 (bicubic) and stored as JPEG of quality 95"
+    read = "short sides resized to 16 pixels (bicubic), the middle 14 x 14 cut out; images of 14 x 14 as they are"
+    for _ in range(2):
+        assert told("small-*.tar") == [f"{resized}, when shards were made", read]
+        assert told("whole-*.tar") == [read]
+        both = f"2 of 3 shards: {resized}, when they were made"
+        assert told("small-*.tar", "whole-000000.tar") == [both, read]
+        make(out, "--index", "--processes", 1)
+    shutil.copy(out / "small-000000.tar", tmp_path / "lone.tar")
+    unknown = "what was done to the pixels before is not known: no manifest of make_shards says it"
+    assert told(str(tmp_path / "lone.tar")) == [unknown, read]
+    assert told(str(tmp_path / "lone.tar"), "small-000001.tar") == [
+        f"1 of 2 shards: {resized}, when they were made", f"1 of 2 shards: {unknown}", read
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def flat(tmp_path):
     """Four validation images, of classes n02, n01, n02, n03 by number 2, 1, 2, 3 of a kit whose order is reversed."""

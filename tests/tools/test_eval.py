@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 import robust_train
 from robust_train.attacks.pgd import PGD
 from robust_train.checkpoint import newest, read
+from robust_train.data.shards import Shards
 from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
+from tools import make_shards
 from tools.eval import main
 from tools.eval_attack import arguments, wanted
 
@@ -329,6 +333,38 @@ def make():
     torch.manual_seed({size})
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))
 """
+
+
+def test_every_preprocessing_that_the_pixels_have_seen_is_named(tmp_path, monkeypatch, capsys):
+    """In report, table and page, and in the report that Python gets: that of make_shards first."""
+    for digit in range(10):
+        (tmp_path / "images" / str(digit)).mkdir(parents=True)
+        Image.new("L", (20, 16), 25 * digit).save(tmp_path / "images" / str(digit) / "a.png")
+    words = tmp_path / "images", tmp_path / "out", "--split", "val", "--resize", "12", "--processes", "1"
+    make_shards.main([str(word) for word in words])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain_nets.py").write_text(LAB.format(size=1).replace("flip-pixels", "flip-3").replace("1024", "64"))
+    target, urls = tmp_path / "eval.json", str(tmp_path / "out" / "val-*.tar")
+    own = ["--model", "plain_nets:make", "--classes", "10", "--size", "8", "--channels", "1", "--eps", "0.1"]
+    few = ["--images", "4", "--steps", "1", "--checks", "0", "--curve", "0"]
+    capsys.readouterr()
+    main([*own, "--data", urls, *few, "--json", str(target)])
+    tree = json.loads(target.read_text(encoding="utf-8"))
+    made, read = tree["identity"]["preprocessing"]
+    assert made == (
+        "short sides above 12 pixels resized to 12 (bicubic) and stored as JPEG of quality 95, when shards were made"
+    )
+    assert read.startswith("short sides resized to 9 pixels (bicubic), the middle 8 x 8 cut out")
+    printed, page = capsys.readouterr().out, target.with_suffix(".html").read_text(encoding="utf-8")
+    for step in (made, read):
+        assert f"pixels: {step}" in tree["notes"]
+        assert f"note: pixels: {step}" in printed
+        assert f"<li>pixels: {step}</li>" in page
+    data = Shards(urls, 10, 8, urls, 1, cache=str(tmp_path / "cache"))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = robust_train.evaluate(network, data=data, threats=Linf(0.1), steps=1, checks=0, curve=0)
+    assert found.to_dict()["preprocessing"] == [made, read]
+    assert f"pixels: {made}" in str(found)
 
 
 def test_a_model_of_ones_own_is_judged_without_a_run_and_told_from_another(small_run, tmp_path, monkeypatch, capsys):

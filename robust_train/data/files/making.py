@@ -16,7 +16,7 @@ from robust_train.data.index import agrees
 from robust_train.data.manifest import Entry, entries, read_manifest, split_of
 from robust_train.data.names import ids_of
 from robust_train.data.order import permutation
-from robust_train.data.sources import Source
+from robust_train.data.sources import INTERPOLATION, JPEG_QUALITY, Source
 from robust_train.data.write import Sample, write_shard
 from robust_train.disk import digest, write_json
 from robust_train.keyed import Key
@@ -37,6 +37,8 @@ def make(source: Source, out: Path, per_shard: int, processes: int) -> tuple[int
         "resize": source.resize,
         "size_per_shard": per_shard,
     }
+    if source.resize is not None:  # what a report says of the pixels
+        plan |= {"interpolation": INTERPOLATION, "quality": JPEG_QUALITY}
     manifest, journal = read_manifest(out), Journal(out / f".{source.split}.made.jsonl")
     if source.split not in manifest["splits"]:
         journal.end()  # of shards that were taken away
