@@ -77,6 +77,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     how.add_argument("--restarts", type=int, help="of pgd: random starts; the worst counts (2)")
     how.add_argument("--curve", type=int, default=4, help="points of pgd's curve up to 2 eps (%(default)s); 0: none")
     how.add_argument("--checks", type=int, default=100, help="images for the flags' attacks (%(default)s); 0: none")
+    told = "share of flattered images that the flags have to see, such as 1/400: on 3 / SHARE images or more"
+    how.add_argument("--sees", type=number, metavar="SHARE", help=told)
     how.add_argument("--seed", type=int, default=0, help="of everything drawn (%(default)s)")
     out = parser.add_argument_group("where and whither")
     shared.of_devices(out)
@@ -218,7 +220,7 @@ def wanted(asked: argparse.Namespace) -> tuple[Subject, Robustness]:
 
     subject = shared.subject_of(asked)
     threats = threats_of(asked, subject)
-    options = {name: getattr(asked, name) for name in ("curve", "checks", "images", "chunk")}
+    options = {name: getattr(asked, name) for name in ("curve", "checks", "sees", "images", "chunk")}
     ways = asked.steps, asked.step_size, asked.restarts
     return subject, evaluation_of([told(one) for one in asked.attack], threats, *ways, of_function, **options)
 

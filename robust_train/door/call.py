@@ -46,6 +46,7 @@ def evaluate(
     restarts: int | None = None,
     curve: int = 0,
     checks: int = 100,
+    sees: float | None = None,
     limit: int | None = None,
     batch: int = 256,
     seed: int = 0,
@@ -66,6 +67,7 @@ def evaluate(
         a list of any: then each attacks by itself every image that is right, and the worst counts.
     steps, step_size, restarts: of attacks by name, in place of the usual. curve: points of accuracy against eps;
         checks: images on which further attacks look for a flattered figure (0: none), the first of them.
+        sees: the share of flattered images that they have to see, such as 1 / 400, on as many images as that needs.
     limit: the first so many images. batch: images attacked together. seed: of everything drawn.
     folder: where verdicts are kept, keyed by the module's weights and code, images, labels and all that was asked: the
         same call goes on where it was killed, any other begins anew. None: nothing is written.
@@ -79,7 +81,8 @@ def evaluate(
     own = _data(module, images, labels, data, device)
     asked = () if threats is None else threats_of(threats)
     code = (lambda call: "") if folder is None else identity.of_function
-    options = {"curve": curve, "checks": checks, "images": limit, "chunk": batch, "points": points}
+    options = {"curve": curve, "checks": checks, "sees": sees, "images": limit, "chunk": batch}
+    options |= {"points": points}
     evaluator = evaluation_of(attack, asked, steps, step_size, restarts, code, **options)
     store = None if folder is None else Store(Path(folder).expanduser(), {"": identity.of_network(module)})
     found = found_by(evaluator, {"": module}, own, seed, device, store, tell=tell)

@@ -94,7 +94,7 @@ def replayed(evaluation: Robustness, file: str | Path, data: Dataset) -> Replaye
     points = load(path)
     gaps = checked(points, data, threat, evaluation.images, evaluation.chunk, str(file), beside(path))
     own = {name: getattr(evaluation, name) for name in (f.name for f in fields(evaluation))}
-    own |= {"attack": "pgd", "curve": 0, "checks": 0, "points": False}
+    own |= {"attack": "pgd", "curve": 0, "checks": 0, "sees": None, "points": False}
     return Replayed(**own, saved=Saved(threat, str(path), checksum(points), gaps))
 
 

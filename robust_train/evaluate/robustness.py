@@ -20,7 +20,7 @@ from robust_train.evaluate import flags
 from robust_train.evaluate.accuracy import refuse_unboxed
 from robust_train.evaluate.columns import Columns
 from robust_train.evaluate.report import COSTS, Budget, Figure, Flag, Report
-from robust_train.evaluate.signs import classes_in_order, signs
+from robust_train.evaluate.signs import classes_in_order, images_for, signs
 from robust_train.evaluate.trial import CLEAN, Column, Trial, tried, worst
 from robust_train.evaluate.verdicts import Plan, Verdicts, pictured
 from robust_train.evaluate.work import Tell, evaluate, silent
@@ -76,6 +76,7 @@ class Robustness(Evaluator):
     chunk: int = 256  # consecutive images that are attacked together
     passes: int = PASSES  # over which a verdict is averaged where a network has randomness of its own
     checks: int = 100  # images that the flags' own attacks are made on, the first of them; 0: none of those attacks
+    sees: float | None = None  # share of the images that the flags have to see, such as 0.0025: on 3 / sees images then
     points: bool = False  # keep every adversarial image, to save them
 
     examples = "- {threats: [{use: linf, eps: 0.1}, {use: l2, eps: 0.5}], steps: 2, images: 8}"
@@ -91,6 +92,7 @@ class Robustness(Evaluator):
         "chunk",
         "passes",
         "checks",
+        "sees",
         "points",
     )
 
@@ -100,6 +102,11 @@ class Robustness(Evaluator):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name}={value} must be at least {bound}")
+        if self.sees is not None and (not 0 < self.sees <= 1 or not self.checks):
+            raise ValueError(
+                f"sees={self.sees:g} with checks={self.checks}: it is a share of the images in (0, 1] that the flags' "
+                "attacks have to see, so checks must not be 0"
+            )
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size={self.step_size:g} must be positive: it is how far a step goes")
         if not self.threats:
@@ -200,10 +207,10 @@ class Robustness(Evaluator):
                 trials.append(Trial(f"{tag}/curve/{eps:.4g}", attack, (CLEAN,), tag, "curve"))
             if self.checks:
                 steps = self.steps if self._kind == "pgd" else STEPS
-                trials += flags.checks(tag, threat, row, self.checks, steps, DRAWS if stochastic else 1)
+                trials += flags.checks(tag, threat, row, self._checked, steps, DRAWS if stochastic else 1)
         if self.checks:
-            trials.append(flags.unbounded(self.checks, DRAWS if stochastic else 1))
-        return Plan(tuple(trials), classes, self.passes if stochastic else 1)
+            trials.append(flags.unbounded(self._checked, DRAWS if stochastic else 1))
+        return Plan(tuple(trials), classes, self.passes if stochastic else 1, self.sees)
 
     @property
     def tagged(self) -> list[tuple[str, Threat]]:
@@ -266,6 +273,11 @@ class Robustness(Evaluator):
         limited = () if self.images is None else (classes_in_order(verdicts, plan),)
         raised = (*seen, *signs(verdicts, plan), *limited)
         return Report(tuple(figures), tuple(curves), tuple(budgets), (CLEAN, *last), table, raised)
+
+    @property
+    def _checked(self) -> int:
+        """Images that the flags' own attacks are made on."""
+        return max(self.checks, 0 if self.sees is None else images_for(self.sees))
 
     @property
     def _kind(self) -> str:

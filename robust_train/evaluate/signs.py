@@ -2,9 +2,9 @@
 
 After Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705, section 4), Croce and
 Hein 2020 (arXiv 2003.01690, section 6). On n images a difference counts from 0.5 % of them on, and from more than two
-images: so much is one start's luck. Where verdicts are means over D passes of a network with randomness of its own, the
-smaller of two such means lies below the first by sqrt(p (1 - p) / (pi D)) on average, though nothing was found; twice
-that is allowed for.
+images: so much is one start's luck. A plan may ask for less (`Plan.sees`), on images enough; what such a sign sees, it
+says. Where verdicts are means over D passes of a network with randomness of its own, the smaller of two such means lies
+below the first by sqrt(p (1 - p) / (pi D)) on average, though nothing was found; twice that is allowed for.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def square_helps(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
     if row and len(row[0].after) > 1:
         before, after = _around(verdicts, row[0])
         share = _mean(before) - _mean(after)
+        limit = _asked(plan, SQUARE)
         return _flag(
-            name, f"square fools {share:.2%} more of all images than the attacks before it", cure, share, SQUARE
+            name, f"square fools {share:.2%} more of all images than the attacks before it", cure, share, limit
         )
     return _more(verdicts, plan, tag, "square", name, "square", cure)
 
@@ -101,7 +102,9 @@ def one_step_is_better(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
     many = verdicts.columns[first.name].right[: len(one)]
     rise = _mean(many) - _mean(one)
     says = f"accuracy is {abs(rise):.1%} {'higher' if rise > 0 else 'lower'} under many steps than under one"
-    return _flag(name, says, "the steps lead away from what one finds", rise, _limit(plan, many, MORE))
+    limit = _limit(plan, many, MORE)
+    says += _seen_from(limit, many)
+    return _flag(name, says, "the steps lead away from what one finds", rise, limit)
 
 
 def above_clean(verdicts: Verdicts, plan: Plan, tag: str) -> Flag:
@@ -158,9 +161,10 @@ def box_holds(verdicts: Verdicts, plan: Plan) -> Flag:
     if trial is None:
         return _unseen(name)
     right = verdicts.columns[trial.name].right
-    says = f"accuracy is {_mean(right):.1%} where every pixel may become anything"
+    limit = _limit(plan, right, RISE)
+    says = f"accuracy is {_mean(right):.1%} where every pixel may become anything{_seen_from(limit, right)}"
     cure = "it must be 0: gradients vanish on the way, so smaller radii prove nothing either"
-    return _flag(name, says, cure, _mean(right), _limit(plan, right, RISE))
+    return _flag(name, says, cure, _mean(right), limit)
 
 
 def points_refused(verdicts: Verdicts, plan: Plan) -> tuple[Flag, ...]:
@@ -232,8 +236,9 @@ def _more(verdicts: Verdicts, plan: Plan, tag: str, kind: str, name: str, what: 
         return _unseen(name)
     before, after = _around(verdicts, trial)
     share = _mean(before) - _mean(after)
-    says = f"{what} fools {share:.1%} more of {len(after):,} images"
-    return _flag(name, says, cure, share, _limit(plan, before, MORE))
+    limit = _limit(plan, before, MORE)
+    says = f"{what} fools {share:.2%} more of {len(after):,} images{_seen_from(limit, after)}"
+    return _flag(name, says, cure, share, limit)
 
 
 def _check(verdicts: Verdicts, plan: Plan, tag: str, kind: str) -> Trial | None:
@@ -255,7 +260,23 @@ def _mean(shares: Tensor) -> float:
 def _limit(plan: Plan, right: Tensor, share: float) -> float:
     """What may be luck beside the shares [n], as a share of as many images."""
     passes = (right.double() * (1 - right.double()) / (math.pi * plan.draws)).sqrt()
-    return max(share, LUCK / max(1, len(right))) + 2 * _mean(passes)
+    return max(_asked(plan, share), LUCK / max(1, len(right))) + 2 * _mean(passes)
+
+
+def _asked(plan: Plan, share: float) -> float:
+    """The share from which on a sign counts, or a smaller one that the plan asks to see: just less than that."""
+    return share if plan.sees is None else min(share, (1 - 1e-3) * plan.sees)
+
+
+def _seen_from(limit: float, right: Tensor) -> str:
+    """The least share of so many images that is above a limit, in words."""
+    count = max(1, len(right))
+    return f" (seen from {(math.floor(limit * count + 1e-6) + 1) / count:.2%} on)"
+
+
+def images_for(share: float) -> int:
+    """Images among which so small a share is more than luck."""
+    return math.ceil((LUCK + 1) / share - 1e-9)
 
 
 def _flag(name: str, says: str, cure: str, value: float, limit: float) -> Flag:

@@ -22,6 +22,7 @@ class Plan:
     trials: tuple[Trial, ...]  # each after those it names
     classes: int  # of the network
     draws: int = 1  # passes of a verdict, for a network with randomness of its own
+    sees: float | None = None  # share of the images that a sign has to see; None: each sign's own
 
     def of(self, role: str, threat: str) -> list[Trial]:
         """The trials of one role in one threat model."""
