@@ -88,12 +88,15 @@ def test_aligned_gradients_point_one_way_within_the_ball() -> None:
     _, _, images, labels = digits()
     fgsm = Madry(FGSM(BALL))
     cosines = []
-    for objective in (fgsm, GradAlign(fgsm, 0.2, BALL)):
+    for objective in (
+        fgsm,
+        GradAlign(fgsm, 4.0, BALL),
+    ):  # one step does not collapse on digits: a large weight shows it
         network = trained(objective, epochs=30)
         points = images, BALL.apply(images, BALL.start(images, Key(5)))
         slopes = [torch.autograd.grad(cross_entropy(network(x.requires_grad_()), labels).sum(), x)[0] for x in points]
         cosines.append(float(alignment(*slopes).mean()))
-    assert cosines[1] >= cosines[0] + 0.02
+    assert 1 - cosines[1] <= 0.65 * (1 - cosines[0])
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ class Towards(Attack):
 
     attack: Attack
 
+    @property
+    def threat(self):
+        return self.attack.threat
+
     def __call__(self, network, images, targets, key, goal=None):
         return self.attack(
             network, images, targets, key, Raising(lambda logits, wanted: -cross_entropy(logits, wanted))

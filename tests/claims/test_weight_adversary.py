@@ -38,7 +38,7 @@ ARMS: Mapping[str, Objective] = {
 def off(network: Network, zeta: float, samples: int = 30) -> float:
     """Mean accuracy on the test images over so many chips."""
     _, _, images, labels = digits()
-    weights = WeightBox(0.0).weights(network)
+    weights = WeightBox(0.0).weights(network, frozen=True)
     with torch.no_grad():
         chips = [moved(network, mismatch(weights, zeta, Key(7).at(draw))) for draw in range(samples)]
         return float(torch.stack([correct(chip(images), labels).mean() for chip in chips]).mean())
@@ -48,7 +48,7 @@ def worst(network: Network, zeta: float) -> float:
     """Accuracy at the worst weights that ten steps find for the test images."""
     _, _, images, labels = digits()
     box = WeightBox(zeta, 10)
-    weights = box.weights(network)
+    weights = box.weights(network, frozen=True)
     with torch.no_grad():
         clean = network(images)
     star = box.at(weights, *box.search(network, weights, images, clean, Key(8)))
