@@ -23,6 +23,7 @@ from typing import Any
 
 from launch.address import address_of
 from launch.cluster import enter_home, joined
+from robust_train.read import paths
 from robust_train.read.errors import REFUSED, ConfigError, main_guard
 
 LIBRARIES = ("python", "torch", "ray", "deepspeed", "timm", "robust_train")
@@ -60,7 +61,7 @@ class Line:
 
 @main_guard()
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = paths.Parser(
         "python -m launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", help="a run: its folder and data are looked for on every node")

@@ -26,6 +26,7 @@ from robust_train.data.manifest import Entry, locate
 from robust_train.data.order import WHOLE, epoch_order, samples_of, stream_order
 from robust_train.data.table import Table, open_table, shard_row
 from robust_train.disk import write_json
+from robust_train.read import paths
 from robust_train.sealed import Lots
 
 MANY, EACH = 100_000, 10_000  # shards, and samples in one: 1e9 together
@@ -120,7 +121,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print a line a figure."""
-    parser = argparse.ArgumentParser(
+    parser = paths.Parser(
         "python -m tools.bench_size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", type=int, default=MANY, help="of the largest data set (%(default)s)")

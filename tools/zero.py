@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robust_train.read import paths
 from robust_train.read.errors import RunError, main_guard
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ PLAIN = "plain"
 def main(words: list[str]) -> None:
     """Do each layout, show the table, and write the figures where asked."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m tools.zero", description=__doc__, epilog=EPILOG, formatter_class=form)
+    parser = paths.Parser("python -m tools.zero", description=__doc__, epilog=EPILOG, formatter_class=form)
     parser.add_argument("run", help="the run: a YAML file")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the run")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes (%(default)s)")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from robust_train import job
+from robust_train import checkpoint, job
 from robust_train.engines.plain import PlainEngine
 from robust_train.judging import Judge
 from robust_train.models.blueprint import Blueprint
@@ -104,7 +104,7 @@ def began(place: Place, folder: str = "run", **changes: Any) -> tuple[dict[str, 
     """The weights with which a run begins, and the average's."""
     run = run_of(folder, **changes)
     engine = PlainEngine(run, place, torch.float64)
-    job.begin(run, engine, Judge(run, engine), Kept())  # type: ignore[arg-type]
+    job.begin(run, engine, Judge(run, engine), Kept(), checkpoint.newest(run.path))  # type: ignore[arg-type]
     now = weights(engine)
     with engine.whole():
         return now, weights(engine)
@@ -132,7 +132,7 @@ def test_it_is_the_same_network_on_every_rank_at_every_world_size(tmp_path: Path
 def test_it_is_not_called_where_a_run_goes_on_or_has_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path / "one")
     engine = PlainEngine(run, dtype=torch.float64)
-    job.begin(run, engine, Judge(run, engine), Kept())  # type: ignore[arg-type]
+    job.begin(run, engine, Judge(run, engine), Kept(), checkpoint.newest(run.path))  # type: ignore[arg-type]
     trained(engine)
 
     def never(*_: Any) -> None:
