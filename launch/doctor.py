@@ -107,12 +107,12 @@ def data_of(run: Any) -> list[str]:
     """Local files of the run's data, a first and a last of each list: remote ones are each node's own affair."""
     from robust_train.data.manifest import locate, remote
 
-    paths: list[str] = []
+    shards: list[str] = []
     for name in ("train", "validation"):
         pattern = getattr(getattr(run, "data", None), name, None)
         found = [url for url in locate(pattern) if not remote(url)] if isinstance(pattern, (str, tuple)) else []
-        paths += [str(Path(url).absolute()) for url in {*found[:1], *found[-1:]}]
-    return sorted(paths)
+        shards += [str(Path(url).absolute()) for url in {*found[:1], *found[-1:]}]
+    return sorted(shards)
 
 
 def alive() -> list[Mapping[str, Any]]:
@@ -194,9 +194,9 @@ def judged(found: Mapping[str, Mapping[str, Any]]) -> list[Line]:
     blind = [node for node, said in found.items() if not said["sees"]]
     lines.append(Line("folder", not blind, f"not seen by {', '.join(blind)}" if blind else "every node sees it"))
     lacking = {node: said["lacks"] for node, said in found.items() if said["lacks"]}
-    for node, paths in lacking.items():
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        lines.append(Line("data", False, f"{node} does not see {paths[0]}{more}"))
+    for node, missing in lacking.items():
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        lines.append(Line("data", False, f"{node} does not see {missing[0]}{more}"))
     if not lacking:
         lines.append(Line("data", True, "every node sees what was asked for"))
     for node, said in found.items():
