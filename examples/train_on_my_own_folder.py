@@ -13,7 +13,7 @@ from pathlib import Path
 
 from robust_train.__main__ import main as train
 from robust_train.data.files.own import classes_of
-from tools.eval import main as evaluate
+from robust_train.tools.eval import main as evaluate
 
 RUN = """
 name: mine

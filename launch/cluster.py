@@ -17,8 +17,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.address import address_of
-from launch.wire import Said, Terminal, incurable, listening, obeying, passing_on, speaking
+import robust_train
+from robust_train.launch.address import address_of
+from robust_train.launch.wire import Said, Terminal, incurable, listening, obeying, passing_on, speaking
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from robust_train.run import Run
     from robust_train.settings.cluster import Cluster
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(robust_train.__file__).resolve().parent.parent  # the tree; where installed, site-packages
 HOME = "ROBUST_TRAIN_HOME"
 INSIDE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the program of a submitted job
 STORE = 128 * 2**20  # bytes of a local cluster's object store: text and errors pass through it, never images

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launch.cluster import joined, nodes
+from robust_train.launch.cluster import joined, nodes
 from robust_train.read.errors import ConfigError
 from robust_train.read.uses import Carried
 

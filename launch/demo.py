@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from launch.cluster import launch
 from robust_train import command
+from robust_train.launch.cluster import launch
 from robust_train.run import Run
 
 

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from launch.address import address_of
-from launch.packing import sweep
-from launch.sweep import Member, Sweep, checked, failing, listed, sheet
 from robust_train.evaluate.study import Roles, Study
+from robust_train.launch.address import address_of
+from robust_train.launch.packing import sweep
+from robust_train.launch.sweep import Member, Sweep, checked, failing, listed, sheet
 from robust_train.read import overrides
 from robust_train.read.errors import ConfigError, main_guard, nearest
 from robust_train.read.parse import Tree, load_tree, parse
-from robust_train.read.paths import FilePath
+from robust_train.read.paths import FilePath, run_file
 
 if TYPE_CHECKING:
     from robust_train.evaluate.corruption_work import Course
@@ -105,7 +105,7 @@ class Distillation:
     @classmethod
     def load(cls, path: str | Path, changes: Iterable[str] = ()) -> Distillation:
         """The study of a YAML file, with key=value changes. Raises ConfigError."""
-        path = Path(path)
+        path = run_file(path)
         own = [change for change in changes if not change.startswith("sweep.")]
         tree = overrides.apply(load_tree(path), own)
         if not isinstance(tree.get("sweep"), str):
@@ -198,7 +198,7 @@ def foreseen(found: Distillation) -> list[str]:
 
 def do(found: Distillation, until: str) -> Study | None:
     """Every stage that is not done, in order."""
-    from launch.cluster import enter_home
+    from robust_train.launch.cluster import enter_home
 
     members, taught = found.sweep.runs(), found.taught()  # mistakes are found before the first run
     address = found.sweep.cluster.address or found.sweep.shared().cluster.address
@@ -244,11 +244,11 @@ def judge(found: Distillation, course: Course, run: Run, address: str | None) ->
     """Judge what is not judged yet; table, picture and study.json."""
     import torch
 
-    from launch.deal import dealt
     from robust_train import command, disk
     from robust_train.arithmetic import full_float32
     from robust_train.evaluate import panel
     from robust_train.evaluate.report import circumstances
+    from robust_train.launch.deal import dealt
     from robust_train.records.corruption_pictures import study as drawn
     from robust_train.records.judging import telling
     from robust_train.records.tables import show_study

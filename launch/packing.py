@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.address import address_of
-from launch.board import Board
-from launch.cluster import INSIDE, enter, enter_home, fit, joined, nodes, room
-from launch.wire import incurable
+from robust_train.launch.address import address_of
+from robust_train.launch.board import Board
+from robust_train.launch.cluster import INSIDE, enter, enter_home, fit, joined, nodes, room
+from robust_train.launch.wire import incurable
 from robust_train.read import uses
 from robust_train.read.errors import ConfigError, RunError
 from robust_train.read.paths import place

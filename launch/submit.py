@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.cluster import HOME, ROOT
 from robust_train import command
+from robust_train.launch.cluster import HOME, ROOT
 from robust_train.read.errors import ConfigError, main_guard
+from robust_train.read.paths import run_file
 from robust_train.read.uses import roots
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(words: list[str]) -> None:
         print(said, end="")
         return
     client = reach((arguments.address or os.environ.get("RAY_ADDRESS", "")).strip())
-    sent = {"working_dir": str(ROOT), "env_vars": variables(arguments.env)}
+    sent = {"working_dir": str(sent_root()), "env_vars": variables(arguments.env)}
     job = submit(client, entrypoint(arguments, "launch.sweep" if arguments.sweep else "launch.train"), sent)
     print(f"{job}: ray job logs {job} --follow, and ray job stop {job}; submitted again, the run goes on", flush=True)
     if not arguments.no_wait:
@@ -56,7 +57,7 @@ def whole(arguments: argparse.Namespace) -> str:
     """The run as YAML, or the runs of a sweep in lines. Raises ConfigError for every mistake in them."""
     if not arguments.sweep:
         return command.read(arguments, None).dump()
-    from launch.sweep import Sweep, listed
+    from robust_train.launch.sweep import Sweep, listed
 
     if arguments.run is None:
         raise ConfigError("name a sweep: python -m launch.submit --sweep configs/debug/v1-sweep.yaml")
@@ -65,23 +66,30 @@ def whole(arguments: argparse.Namespace) -> str:
 
 def entrypoint(arguments: argparse.Namespace, program: str = "launch.train") -> str:
     """The command that the job runs, in the root of the tree. Raises ConfigError where the run's file is not in it."""
-    path = Path(arguments.run).resolve()
-    if not path.is_relative_to(ROOT):
+    root, named = sent_root(), Path(arguments.run)
+    path = root / named if run_file(named) != named else named.resolve()  # one of the package's is found there too
+    if not path.is_relative_to(root):
         raise ConfigError(
-            f"{path} is outside of {ROOT}, which is what the cluster gets. Put the run's file into the tree, for "
+            f"{path} is outside of {root}, which is what the cluster gets. Put the run's file into the tree, for "
             "instance into configs/."
         )
     checked = ["--check"] if arguments.check else []
-    words = ["python", "-m", program, path.relative_to(ROOT).as_posix(), *arguments.settings, *checked]
-    return shlex.join(words)
+    name = path.relative_to(root).as_posix()
+    return shlex.join(["python", "-m", f"robust_train.{program}", name, *arguments.settings, *checked])
+
+
+def sent_root() -> Path:
+    """What the cluster gets: this tree; where the package is installed (there too), the working folder."""
+    return ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()
 
 
 def sent_too(folders: list[str]) -> None:
     """Refuse a run's own modules (`uses:`) that the job would not find. Raises ConfigError."""
+    root = sent_root()
     for folder in folders:
-        if Path(folder) != ROOT and "site-packages" not in folder:
+        if Path(folder) != root and "site-packages" not in folder:
             raise ConfigError(
-                f"uses: a module of the run lies in {folder}; the cluster gets {ROOT}, and looks for modules there. "
+                f"uses: a module of the run lies in {folder}; the cluster gets {root}, and looks for modules there. "
                 "Put it into the root of the tree."
             )
 

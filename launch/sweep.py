@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.packing import LOG, Summary, Unfinished, sweep
+from robust_train.launch.packing import LOG, Summary, Unfinished, sweep
 from robust_train.read import overrides, yaml
 from robust_train.read.errors import ConfigError, main_guard, nearest
 from robust_train.read.parse import Tree, difference, load_tree, parse
-from robust_train.read.paths import FilePath, Parser
+from robust_train.read.paths import FilePath, Parser, run_file
 
 if TYPE_CHECKING:
     from robust_train.run import Run
@@ -102,7 +102,7 @@ class Sweep:
     @classmethod
     def load(cls, path: str | Path, changes: Iterable[str] = ()) -> Sweep:
         """The sweep of a YAML file, with key=value changes; its `run` as it is found from here. Raises ConfigError."""
-        path = Path(path)
+        path = run_file(path)
         shared, own = [], []
         for change in changes:
             shared.append(change.removeprefix("settings.")) if change.startswith("settings.") else own.append(change)

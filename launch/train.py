@@ -19,7 +19,7 @@ def main(words: list[str]) -> None:
     if command.inform(arguments, parser):
         return
     if not words:
-        from launch.demo import demo
+        from robust_train.launch.demo import demo
 
         demo(DEMO)
         return
@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
     if arguments.debug or arguments.check:
         summary = command.here(run, arguments.check, devices=1 if arguments.debug else run.cluster.devices)
     else:
-        from launch.cluster import launch
+        from robust_train.launch.cluster import launch
 
         summary = launch(run)
     if summary:

@@ -149,7 +149,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     code, own = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(own.rglob("*.py")):
+    beside = {own / "launch", own / "tools"}  # links in a tree, folders where installed: alike for both
+    for path in sorted(path for path in own.rglob("*.py") if not beside.intersection(path.parents)):
         code.update(path.relative_to(own).as_posix().encode() + path.read_bytes())
     return {**found, "robust_train's source": code.hexdigest()[:12]}
 

@@ -18,7 +18,7 @@ from robust_train.nouns import Batch, Dataset, Mixing, Objective, Place
 from robust_train.read import overrides, uses
 from robust_train.read.errors import ConfigError
 from robust_train.read.parse import dump, load_tree, parse
-from robust_train.read.paths import FilePath, place, word
+from robust_train.read.paths import FilePath, place, run_file, word
 from robust_train.settings.average import Average
 from robust_train.settings.cluster import Cluster
 from robust_train.settings.execution import Execution, Guard
@@ -85,6 +85,7 @@ class Run:
         The run.yaml of a run's folder, or of a checkpoint in it, says the run of that folder, wherever it is by now.
         """
         text = isinstance(source, str) and "\n" in source
+        source = source if text else run_file(source)
         tree = load_tree(str(source) if text else Path(source))
         moved = None if text else kept_in(Path(source))
         tree = tree if moved is None else {**tree, "folder": str(moved)}

@@ -47,7 +47,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray cluster on this machine, which every command of this process joins that asks for devices."""
-    from launch.cluster import joined
+    from robust_train.launch.cluster import joined
 
     with joined(None):
         yield

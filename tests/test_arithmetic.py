@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launch import cluster, deal, distill, packing
 from robust_train import command
 from robust_train.engines import deepspeed
 from robust_train.engines.plain import PlainEngine
+from robust_train.launch import cluster, deal, distill, packing
 from robust_train.objectives.plain import Plain
+from robust_train.tools.shared import device_of
 from tests.toys import toy_run
-from tools.shared import device_of
 
 
 class Reached(Exception):

@@ -19,7 +19,7 @@ from robust_train import checkpoint, command
 from robust_train.__main__ import main
 from robust_train.read.errors import main_guard
 from robust_train.run import Run
-from tools.eval import main as evaluate
+from robust_train.tools.eval import main as evaluate
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from shipped import CONFIGS, ROOT, RUNS, SWEEPS
 
-from launch.sweep import Sweep
+from robust_train.launch.sweep import Sweep
 from robust_train.read.help import undocumented
 from robust_train.run import Run
 

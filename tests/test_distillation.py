@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.distill import Distillation, course_of, join, told
+from robust_train.launch import distill
+from robust_train.launch.distill import Distillation, course_of, join, told
 from robust_train.objectives.distill import Distill
 from robust_train.read.errors import ConfigError, DataError
 from robust_train.trained import Members
@@ -90,15 +91,14 @@ def test_frost_without_textures_is_refused_before_anything_is_trained(study, tmp
 
 def test_a_member_that_fails_ends_the_study_with_code_1_before_its_students(study, monkeypatch, capsys):
     """As it ends a sweep: bad input has code 2, and its remedy is another."""
-    import launch.distill
-    from launch.packing import Unfinished
+    from robust_train.launch.packing import Unfinished
 
     def fails(runs, retries, address):
         raise Unfinished({}, {"seed0/low-sf": "its process was killed"})
 
-    monkeypatch.setattr(launch.distill, "sweep", fails)
+    monkeypatch.setattr(distill, "sweep", fails)
     with pytest.raises(SystemExit) as ended:
-        launch.distill.main([str(STUDY), "judge.corruptions=blur"])
+        distill.main([str(STUDY), "judge.corruptions=blur"])
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert "seed0/low-sf: its process was killed" in said.err

@@ -130,7 +130,7 @@ def swapped(folder: Path) -> str:
 
 def relabelled(folder: Path) -> str:
     """Other samples in a shard, and a manifest that says so."""
-    from tools.make_shards import main as make
+    from robust_train.tools.make_shards import main as make
 
     shard = sorted(folder.glob("digits-train-*.tar"))[0]
     with tarfile.open(shard) as there, tarfile.open(shard.with_name("new"), "w") as new:

@@ -14,13 +14,13 @@ from shipped import RUNS
 from torch import Tensor
 from torch.testing import assert_close
 
-from launch.distill import Distillation
-from launch.sweep import Sweep
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
 from robust_train.engines.division import micro_batch_size
 from robust_train.job import FREE
 from robust_train.keyed import Key
+from robust_train.launch.distill import Distillation
+from robust_train.launch.sweep import Sweep
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, State, at
 from robust_train.read.parse import difference

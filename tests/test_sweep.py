@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from launch import packing, submit
-from launch import sweep as sweeping
-from launch.board import Board, updates
-from launch.packing import Trouble, Unfinished, fits, sweep
-from launch.sweep import Member, Sweep, listed, main, percent
+from robust_train.launch import packing, submit
+from robust_train.launch import sweep as sweeping
+from robust_train.launch.board import Board, updates
+from robust_train.launch.packing import Trouble, Unfinished, fits, sweep
+from robust_train.launch.sweep import Member, Sweep, listed, main, percent
 from robust_train.read.errors import ConfigError, RunError
 from robust_train.read.help import undocumented
 from robust_train.run import Run
@@ -161,7 +161,7 @@ def test_a_sweep_is_submitted_as_the_same_command_and_its_mistakes_are_found_bef
     words = argparse.Namespace(run=str(STUDY), settings=["seeds=[1]"], check=False, sweep=True)
     assert submit.whole(words).startswith("11 runs of ")
     assert submit.entrypoint(words, "launch.sweep") == (
-        "python -m launch.sweep configs/v1/cifar-sweep.yaml 'seeds=[1]'"
+        "python -m robust_train.launch.sweep configs/v1/cifar-sweep.yaml 'seeds=[1]'"
     )
     words.settings = ["seeds=[1, 1]"]
     with pytest.raises(ConfigError, match="each once"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import CheckpointError, ConfigError, RunError, main_guard
 from robust_train.read.paths import Parser
-from tools.shared import number, of_network
+from robust_train.tools.shared import number, of_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from robust_train.models.noise import Settlement
     from robust_train.nouns import Shape
     from robust_train.subject import Subject
-    from tools.robustbench_entry import Entry
+    from robust_train.tools.robustbench_entry import Entry
 
 EPILOG = """examples
   python -m tools.convert runs/demo --to onnx --out demo.onnx
@@ -166,7 +166,7 @@ def crop_of(subject: Subject) -> float:
 def entry_of(asked: argparse.Namespace, subject: Subject) -> Entry:
     """The RobustBench entry that is asked for. ConfigError where run and command line leave out what it needs."""
     from robust_train.read.parse import tree_of
-    from tools.robustbench_entry import Entry, spoken
+    from robust_train.tools.robustbench_entry import Entry, spoken
 
     own = {} if subject.threat is None else tree_of(subject.threat)
     threat = own if asked.threat in (None, own.get("use")) else {"use": asked.threat}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
 from robust_train.read.paths import Parser
-from tools.shared import device_of, number
+from robust_train.tools.shared import device_of, number
 
 if TYPE_CHECKING:
     from torch import Tensor

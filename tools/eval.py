@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
     if not first.startswith("-") and first not in COMMANDS and not Path(first).exists() and nearest(first, COMMANDS):
         raise ConfigError(f"{first!r} is no command, and no checkpoint either{nearest(first, COMMANDS)}")
     name, rest = (first, words[1:]) if first in COMMANDS else ("attack", words)
-    import_module(f"tools.{MODULES.get(name, f'eval_{name}')}").main(rest)
+    import_module(f"robust_train.tools.{MODULES.get(name, f'eval_{name}')}").main(rest)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
-from tools import shared
-from tools.shared import number
+from robust_train.tools import shared
+from robust_train.tools.shared import number
 
 if TYPE_CHECKING:
     from robust_train.evaluate.columns import Columns

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from robust_train.read.errors import main_guard
-from tools import shared
+from robust_train.tools import shared
 
 EPILOG = f"""examples
   python -m tools.eval evaluator lipschitz runs/demo threat.eps=0.1 steps=20

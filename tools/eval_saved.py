@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from robust_train.read.errors import main_guard
-from tools import eval_attack, shared
+from robust_train.tools import eval_attack, shared
 
 if TYPE_CHECKING:
     from robust_train.evaluate.robustness import Robustness

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
-from tools import shared
+from robust_train.tools import shared
 
 if TYPE_CHECKING:
     from robust_train.evaluate.shifts import Shifts

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from robust_train.read.errors import ConfigError, main_guard
 from robust_train.read.paths import word
-from tools import eval_attack, shared
-from tools.shared import number
+from robust_train.tools import eval_attack, shared
+from robust_train.tools.shared import number
 
 if TYPE_CHECKING:
     from robust_train.nouns import Attack, Dataset, Threat

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from robust_train.read.errors import ConfigError, main_guard
 from robust_train.read.paths import Parser
-from tools.shared import device_of, number
+from robust_train.tools.shared import device_of, number
 
 if TYPE_CHECKING:
     from robust_train.nouns import Attack, Batch
     from robust_train.subject import Subject
     from robust_train.threats.ball import Ball
-    from tools.peer_attacks import Theirs
+    from robust_train.tools.peer_attacks import Theirs
 
 EPILOG = """examples
   make peers
@@ -103,7 +103,7 @@ def pairs(budget: Budget) -> list[Pair]:
     from robust_train.attacks.fgsm import FGSM
     from robust_train.attacks.pgd import PGD
     from robust_train.attacks.square import Square
-    from tools import peer_attacks
+    from robust_train.tools import peer_attacks
 
     threat, steps, size = budget.threat, budget.steps, budget.step_size
     found = []
@@ -245,7 +245,7 @@ def choose(every: Sequence[Pair], names: Sequence[str] | None) -> list[Pair]:
 
 def installed(pair: Pair) -> bool:
     """True, or ConfigError where the other package is not there."""
-    from tools.peer_attacks import peer
+    from robust_train.tools.peer_attacks import peer
 
     return peer(pair.package) is not None
 

@@ -157,8 +157,8 @@ def deal(asked: argparse.Namespace, subject: Any, device: str) -> Deal | None:
     if asked.devices == 1 and asked.address is None:
         return None
     try:
-        from launch.address import address_of
-        from launch.deal import dealt
+        from robust_train.launch.address import address_of
+        from robust_train.launch.deal import dealt
     except ImportError as error:
         raise ConfigError(f"--devices {asked.devices} needs Ray ({error}): pip install -e '.[cluster]'") from error
     address = address_of(asked.address, "--address")

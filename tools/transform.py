@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from robust_train.read.errors import ConfigError, RunError, main_guard
 from robust_train.read.paths import Parser
-from tools.shared import device_of
+from robust_train.tools.shared import device_of
 
 if TYPE_CHECKING:
     from torch import Tensor

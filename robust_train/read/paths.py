@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from robust_train.read.errors import ConfigError
@@ -81,6 +82,13 @@ def word(written: str) -> str:
 def home_cache() -> str:
     """Where what can be made again is kept, unless a run says otherwise."""
     return os.path.expanduser("~/.cache/robust_train")
+
+
+def run_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a run, sweep or study: as it is named; `configs/...` that is not there, the one of this package."""
+    named = Path(path)
+    ours = Path(__file__).parents[1] / named
+    return ours if not named.exists() and named.parts[:1] == ("configs",) and ours.is_file() else named
 
 
 def place(path: str | os.PathLike[str]) -> str:

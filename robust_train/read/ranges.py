@@ -16,7 +16,7 @@ COUNT: tuple[Callable[[float], bool], str] = (lambda value: value >= 1, "must be
 SHARE: tuple[Callable[[float], bool], str] = (lambda value: 0 <= value <= 1, "is not in [0, 1]")
 BELOW_ONE: tuple[Callable[[float], bool], str] = (lambda value: 0 <= value < 1, "is not in [0, 1)")
 
-OURS = ("robust_train.", "launch.", "tools.")  # elsewhere a name may mean something else
+OURS = "robust_train."  # elsewhere a name may mean something else
 
 NAMED = {
     "batch": COUNT,

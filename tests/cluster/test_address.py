@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from launch.address import address_of
+from robust_train.launch.address import address_of
 from robust_train.read.errors import ConfigError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launch import doctor
-from launch.doctor import GIB, REMEDIES, Line, facts, judged
+from robust_train.launch import doctor
+from robust_train.launch.doctor import GIB, REMEDIES, Line, facts, judged
 
 SOUND: dict[str, Any] = {
     "versions": dict.fromkeys(doctor.LIBRARIES, "1.0"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from started_run import DEMO, SMALL, UPDATES, command, launched, metrics, until
 
-from launch.packing import LOG
+from robust_train.launch.packing import LOG
 from robust_train.read import yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster, submit, wire
+from robust_train.launch import cluster, submit, wire
 from robust_train.read.errors import ConfigError, DataError, NumericsError
 from robust_train.settings.cluster import Cluster
 
@@ -100,7 +100,10 @@ def test_a_submitted_job_works_in_a_folder_that_outlives_it(tmp_path: Path, monk
 def test_a_job_is_the_same_command_in_the_tree_that_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(submit.ROOT / "configs")
     words = argparse.Namespace(run="demo.yaml", settings=["seed=1", "optimiser.lr={use: cosine}"], check=False)
-    assert submit.entrypoint(words) == "python -m launch.train configs/demo.yaml seed=1 'optimiser.lr={use: cosine}'"
+    same = "python -m robust_train.launch.train configs/demo.yaml seed=1 'optimiser.lr={use: cosine}'"
+    assert submit.entrypoint(words) == same
+    words.run = "configs/demo.yaml"  # not there from here: the package's own, which is there where the job works
+    assert submit.entrypoint(words) == same
     words.run = "/elsewhere/x.yaml"
     with pytest.raises(ConfigError, match="outside of"):
         submit.entrypoint(words)

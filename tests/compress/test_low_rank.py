@@ -21,10 +21,10 @@ from robust_train.models.timm import Timm
 from robust_train.nouns import Edit, Model
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
+from robust_train.tools.convert import main as convert
+from robust_train.tools.eval import main as evaluate
+from robust_train.tools.transform import main as transform
 from robust_train.trained import recipe_of
-from tools.convert import main as convert
-from tools.eval import main as evaluate
-from tools.transform import main as transform
 
 MODELS: dict[str, Model] = {
     "small-resnet": SmallResNet(),

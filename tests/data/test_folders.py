@@ -17,8 +17,8 @@ from robust_train.data.shifts import shifts
 from robust_train.data.sources import ClassFolders
 from robust_train.data.stored_corruptions import stored
 from robust_train.read.errors import DataError
+from robust_train.tools import make_shards
 from tests.data.miniature import SYNSETS, grey, png, write_images, write_labels
-from tools import make_shards
 
 LEFT = (".git", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 

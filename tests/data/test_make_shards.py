@@ -20,7 +20,7 @@ from robust_train.data.shards import Shards
 from robust_train.data.write import verify
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError, DataError
-from tools import make_shards
+from robust_train.tools import make_shards
 
 
 def make(*words) -> int:

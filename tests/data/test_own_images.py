@@ -17,7 +17,7 @@ from robust_train.data.shards import Shards
 from robust_train.loading import validation_of
 from robust_train.nouns import Place
 from robust_train.read.errors import DataError
-from tools import make_shards
+from robust_train.tools import make_shards
 
 CLASSES = ("ant", "bee", "cat")
 

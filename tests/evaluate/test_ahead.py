@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.deal import Left
 from robust_train.evaluate import ahead
 from robust_train.evaluate.ahead import Ahead, Lean, asked, beforehand
 from robust_train.evaluate.corruption_work import Course, Voice
 from robust_train.evaluate.store import Job, Store
 from robust_train.evaluate.work import Task, evaluate
+from robust_train.launch.deal import Left
 from robust_train.nouns import Batch, Evaluator, Piece
 from tests.evaluate.linear import Middling
 

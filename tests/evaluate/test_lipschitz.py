@@ -50,7 +50,7 @@ def test_another_network_costs_its_own_pieces_alone(tmp_path) -> None:
 
 
 def test_it_is_reached_by_its_name(small_run, tmp_path, capsys) -> None:
-    from tools.eval import main
+    from robust_train.tools.eval import main
 
     run = shutil.copytree(small_run.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
     words = [str(run), "--images", "24", "--chunk", "16", "--device", "cpu"]

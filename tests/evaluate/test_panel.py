@@ -169,7 +169,7 @@ def test_two_places_do_together_what_one_does(runs, data):
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_two_devices_of_a_ray_cluster_judge_as_one_process(local_ray, runs, data, tmp_path):
-    from launch.deal import dealt
+    from robust_train.launch.deal import dealt
 
     entries = Panel((Entry("d", (runs["d"],)), Entry("both", (runs["a"], runs["d"]))))
     one = judged_panel(entries, data, COURSE, tmp_path / "one")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from robust_train.__main__ import main as train
-from tools import make_shards
+from robust_train.tools import make_shards
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

@@ -68,7 +68,7 @@ def copied() -> Iterator[Path]:
         copy = Path(folder) / "project"
         copy.mkdir()
         for name in ("robust_train", "launch", "tools", "tests", "configs"):
-            shutil.copytree(ROOT / name, copy / name, ignore=LEFT_OUT)
+            shutil.copytree(ROOT / name, copy / name, ignore=LEFT_OUT, symlinks=True)
         shutil.copytree(ROOT / "robust_train" / "data", copy / "robust_train" / "data", dirs_exist_ok=True)
         shutil.copytree(ROOT / "tests" / "data", copy / "tests" / "data", dirs_exist_ok=True)
         shutil.copy(ROOT / "pyproject.toml", copy)

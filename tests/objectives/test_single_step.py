@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from launch.sweep import Sweep
 from robust_train.attacks.fgsm import FGSM, FGSMRS
 from robust_train.engines.plain import PlainEngine
 from robust_train.keyed import Key
+from robust_train.launch.sweep import Sweep
 from robust_train.losses import correct, cross_entropy
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, Objective, State

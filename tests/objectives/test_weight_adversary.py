@@ -177,7 +177,7 @@ def test_the_evaluator_tells_mean_and_least_over_the_draws_and_the_worst_is_no_b
 
 
 def test_the_evaluator_is_reached_by_its_name(small_run, tmp_path, capsys) -> None:
-    from tools.eval import main
+    from robust_train.tools.eval import main
 
     run = shutil.copytree(small_run.parent / "run", tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
     words = ["--images", "16", "--chunk", "16", "--device", "cpu"]

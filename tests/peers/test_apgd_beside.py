@@ -13,8 +13,8 @@ from robust_train.nouns import Raising
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import STANDARD, _autoattack
 from tests.peers.classifiers import small_cnn, some_images
-from tools.peer_attacks import STANDARD, _autoattack
 
 pytest.importorskip("pyautoattack")
 

@@ -10,8 +10,8 @@ from robust_train.keyed import Key
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import Single, pyautoattack
 from tests.peers.classifiers import small_cnn, some_images
-from tools.peer_attacks import Single, pyautoattack
 
 pytest.importorskip("pyautoattack")
 

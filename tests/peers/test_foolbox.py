@@ -11,8 +11,8 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import foolbox_pgd
 from tests.peers.classifiers import small_cnn, some_images
-from tools.peer_attacks import foolbox_pgd
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it asks scipy for a namespace that is going

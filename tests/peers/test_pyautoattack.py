@@ -7,8 +7,8 @@ import torch
 
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import PLUS, STANDARD, pyautoattack, pyautoattack_whole
 from tests.peers.classifiers import Linear, middling
-from tools.peer_attacks import PLUS, STANDARD, pyautoattack, pyautoattack_whole
 
 package = pytest.importorskip("pyautoattack")
 
@@ -67,7 +67,7 @@ def test_the_whole_cascade_is_exact_and_the_packages_version_to_the_bit(ball, du
 
 def test_a_shorter_run_has_the_checkpoints_of_its_own_length():
     """At 20 steps the step size is looked at after 4 steps; set after construction, it would be after 22, never."""
-    from tools.peer_attacks import _autoattack
+    from robust_train.tools.peer_attacks import _autoattack
 
     network, _, _, _, threat = problem(Linf, 1.0)
     whole = _autoattack(network, torch.device("cpu"), threat, STANDARD, 20, 7, 10, 0)

@@ -17,7 +17,7 @@ from robust_train.threats.ball import Ball
 from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
-from tools.peer_attacks import STANDARD, _autoattack
+from robust_train.tools.peer_attacks import STANDARD, _autoattack
 
 pytest.importorskip("pyautoattack")
 

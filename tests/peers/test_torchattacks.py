@@ -14,8 +14,8 @@ from robust_train.attacks.pgd import PGD
 from robust_train.keyed import Key
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import torchattacks_fgsm, torchattacks_pgd
 from tests.peers.classifiers import small_cnn, some_images
-from tools.peer_attacks import torchattacks_fgsm, torchattacks_pgd
 
 pytest.importorskip("torchattacks")
 

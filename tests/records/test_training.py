@@ -9,7 +9,7 @@ import pytest
 from trained_folders import folder
 
 from robust_train.records.training import POINTS, averaged, described
-from tools.report import main
+from robust_train.tools.report import main
 
 
 def test_the_page_of_a_run_holds_all_that_its_folder_does(tmp_path, capsys):

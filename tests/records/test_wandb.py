@@ -20,7 +20,7 @@ from robust_train.nouns import Place
 from robust_train.records import Records, jsonl
 from robust_train.records import wandb as ours
 from robust_train.settings.tracking import Tracking
-from tools.wandb_replay import main, replay
+from robust_train.tools.wandb_replay import main, replay
 
 NO_KEY = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL")
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
-from tools.bench import banks, main, measure, measure_front
+from robust_train.tools.bench import banks, main, measure, measure_front
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 MEMBER = DEMO.parent / "v1" / "cifar-member.yaml"

@@ -15,8 +15,8 @@ from scipy.stats import binomtest
 
 from robust_train.evaluate.report import wilson
 from robust_train.records.pairs import Pair, pair
-from tools.compare import main
-from tools.eval import main as judge
+from robust_train.tools.compare import main
+from robust_train.tools.eval import main as judge
 
 SAMPLES = 40
 

@@ -25,9 +25,9 @@ from robust_train.objectives.madry import Madry
 from robust_train.read.errors import CheckpointError, ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
+from robust_train.tools.convert import compared, main
+from robust_train.tools.robustbench_entry import Entry
 from robust_train.trained import put
-from tools.convert import compared, main
-from tools.robustbench_entry import Entry
 
 LINF = {"use": "linf", "eps": 8 / 255}
 

@@ -19,9 +19,9 @@ from robust_train.models.noise import draws, settle
 from robust_train.models.timm import Timm
 from robust_train.read.errors import ConfigError
 from robust_train.subject import Subject
+from robust_train.tools.convert import main
+from robust_train.tools.ensemble import main as ensemble
 from tests.saved_networks import BEHIND_V1, CNN, RESNET, SIGHT, saved
-from tools.convert import main
-from tools.ensemble import main as ensemble
 
 NOWHERE = Shards("/nowhere/*.tar", 10, 32, channels=1)
 
@@ -144,7 +144,7 @@ def test_a_form_of_one_network_holds_no_ensemble(study, words, tmp_path, capsys)
 
 
 def test_a_report_on_other_noise_is_refused(study):
-    from tools.convert import report_of
+    from robust_train.tools.convert import report_of
 
     subject = Subject(str(study / "v1"), noise="off")
     path = study / "report.json"

@@ -18,13 +18,13 @@ from robust_train.keyed import Key
 from robust_train.models.ensemble import mixed
 from robust_train.nouns import Place
 from robust_train.subject import Subject
+from robust_train.tools import compare as tools_compare
+from robust_train.tools import ensemble as tools_ensemble
+from robust_train.tools import eval as tools_eval
+from robust_train.tools import eval_transfer as tools_transfer
+from robust_train.tools import shared
 from robust_train.trained import Members
 from tests.saved_networks import BEHIND_V1, CNN, RESNET, saved
-from tools import compare as tools_compare
-from tools import ensemble as tools_ensemble
-from tools import eval as tools_eval
-from tools import eval_transfer as tools_transfer
-from tools import shared
 
 QUICK = ["--images", "24", "--chunk", "16", "--device", "cpu"]
 ATTACK = [*QUICK, "--steps", "2", "--restarts", "1", "--checks", "0", "--curve", "0"]

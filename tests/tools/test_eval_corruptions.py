@@ -20,7 +20,7 @@ from robust_train.evaluate.work import evaluate, work
 from robust_train.keyed import Key
 from robust_train.nouns import Place
 from robust_train.subject import Subject
-from tools.eval_corruptions import main
+from robust_train.tools.eval_corruptions import main
 
 QUICK = ["--images", "40", "--chunk", "16", "--device", "cpu"]
 NAMES = "brightness,contrast,saturate"

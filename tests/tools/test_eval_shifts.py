@@ -11,8 +11,8 @@ import pytest
 
 from robust_train.evaluate.report import wilson
 from robust_train.subject import Subject
+from robust_train.tools.eval_shifts import main
 from tests.data.miniature import SYNSETS, A, Oracle, R, ranking, write_images, write_labels
-from tools.eval_shifts import main
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_two_devices_of_a_ray_cluster_give_one_devices_report(tmp_path, monkeypa
 
 
 def test_a_runs_images_are_prepared_as_it_trained_on_them(small_run):
-    from tools.eval_shifts import prepared
+    from robust_train.tools.eval_shifts import prepared
 
     subject = Subject(str(small_run.parent / "run"))
     seen = prepared(subject, None)

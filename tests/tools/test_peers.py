@@ -12,9 +12,9 @@ from robust_train.attacks.pgd import PGD
 from robust_train.nouns import Place
 from robust_train.read.errors import ConfigError
 from robust_train.threats.linf import Linf
+from robust_train.tools.peer_attacks import peer
+from robust_train.tools.peers import Budget, Pair, choose, compare, main, pairs
 from tests.evaluate.linear import Linear, Middling
-from tools.peer_attacks import peer
-from tools.peers import Budget, Pair, choose, compare, main, pairs
 
 THREAT = Linf(0.1)
 EXACT = PGD(THREAT, 1, 1.0, start="zero")  # on a linear network one long step is the worst case

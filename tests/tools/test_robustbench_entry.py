@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from robust_train.read.errors import ConfigError
-from tools.robustbench_entry import Entry, fraction, renamed, spoken
+from robust_train.tools.robustbench_entry import Entry, fraction, renamed, spoken
 
 LINF = {"use": "linf", "eps": 8 / 255}
 

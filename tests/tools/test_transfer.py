@@ -17,8 +17,8 @@ from robust_train.evaluate.transferability import Unbounded
 from robust_train.read.errors import ConfigError
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
-from tools import eval as tools_eval
-from tools.eval_transfer import arguments, attack_of, main, named, subject_of
+from robust_train.tools import eval as tools_eval
+from robust_train.tools.eval_transfer import arguments, attack_of, main, named, subject_of
 
 QUICK = ["--images", "40", "--steps", "2", "--chunk", "16"]
 
