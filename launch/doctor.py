@@ -21,14 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from robust_train.launch.address import address_of
 from robust_train.launch.cluster import enter_home, joined
 from robust_train.read import paths
-=======
-from robust_train.launch.address import address_of
-from robust_train.launch.cluster import enter_home, joined
->>>>>>> b59175f (A wheel: launch, tools and configs are parts of robust_train, by links; programs by name; py.typed)
 from robust_train.read.errors import REFUSED, ConfigError, main_guard
 
 LIBRARIES = ("python", "torch", "ray", "deepspeed", "timm", "robust_train")

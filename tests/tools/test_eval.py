@@ -20,14 +20,9 @@ from robust_train.keyed import Key
 from robust_train.read.errors import ConfigError
 from robust_train.run import Run
 from robust_train.threats.linf import Linf
-<<<<<<< HEAD
 from robust_train.tools import make_shards
 from robust_train.tools.eval import main
 from robust_train.tools.eval_attack import arguments, wanted
-=======
-from robust_train.tools.eval import main
-from robust_train.tools.eval_attack import arguments, wanted
->>>>>>> b59175f (A wheel: launch, tools and configs are parts of robust_train, by links; programs by name; py.typed)
 
 QUICK = ["--images", "40", "--steps", "2", "--checks", "0"]
 
