@@ -18,7 +18,15 @@ from robust_train.tools.programs import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SMALL = ["updates=2", "batch=64", "validate.images=16", "validate.final=null", "records.pictures=false", "folder=run"]
+SMALL = [
+    "updates=2",
+    "batch=64",
+    "validate.images=16",
+    "validate.final=null",
+    "records.pictures=false",
+    "records.wandb=off",
+    "folder=run",
+]
 
 SCRIPT = """import sys
 import robust_train.tools.eval as judge
@@ -51,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     """What a command says in a folder, where it ends well."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
