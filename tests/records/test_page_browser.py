@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from judged_network import exhibits, tree
 from PIL import Image
+from trained_folders import folder
 
-from robust_train.records.page import comparison, page
+from robust_train.records.page import comparison, page, training
+from robust_train.records.training import described
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("background-networking", "component-update", "sync", "quic", "gpu", "dev-shm-usage")
@@ -115,6 +117,21 @@ def test_a_comparison_is_drawn_on_a_phone_too(tmp_path, served, width):
     assert seen["over"] == []
     assert "−9 +5 images, p = 0.42" in seen["text"]
     assert "differs: eps 0.1" in seen["text"]
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_training_is_drawn_with_its_curves_and_pictures(tmp_path, served, width):
+    run = folder(tmp_path / "run")
+    seen = found(training(described([str(run)])), width, tmp_path, served)
+    assert seen["scrolls"] <= width
+    assert seen["over"] == []
+    assert len(seen["charts"]) == 6
+    assert min(seen["charts"]) > 300
+    assert [image[:2] for image in seen["images"]] == [[True, 64]]
+    said = seen["text"].replace("\u00a0", " ")
+    for words in ("90.00 %", "Images a second", "Begun from its own first update", "40 of 40 updates"):
+        assert words in said
+    assert seen["asked"] == []
 
 
 def test_light_and_dark_are_drawn_as_the_reader_likes_it(tmp_path):
