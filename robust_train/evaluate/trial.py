@@ -160,8 +160,7 @@ def tried(
     cascade = Cascade(batch.images, told, right)
     with judged(network), seeded(network, key, batch[cascade.rows]):
         cascade.turn(attack, judge)
-    told = cascade.told if draws > 1 else None
-    column = Column(cascade.right, gap, far, steps, told=told)
+    column = Column(cascade.right, gap, far, steps, told=cascade.told if draws > 1 else None)
     if trial.attack is None:
         return column, points
     forwards, backwards = spent.to(torch.int32).unbind()
