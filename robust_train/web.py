@@ -40,7 +40,8 @@ class Reader:
     """The bytes at an address, in order. Raises Unreachable, after ATTEMPTS, where they cannot be had."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.at, self.length = url, 0, None
+        self.url, self.at = url, 0
+        self.length: int | None = None
         self._response: Any = None
         self._tag: str | None = None
         self._failed = 0
