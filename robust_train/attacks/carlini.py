@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import noised, some
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import sloped, wide
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wrong_classes
 from robust_train.keyed import Key
-from robust_train.losses import correct, full, labels_of, margin
+from robust_train.losses import correct, labels_of, margin
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 
@@ -35,10 +36,12 @@ class _Hinged(NearestAttack):
     targeted: bool = False  # towards a wrong class drawn for each image
     first: float = 1e-3  # the first c
     abort: bool = True  # whether an image stops where a tenth of the steps did not lower its loss
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.searches < 1:
             raise ValueError(f"steps={self.steps} and searches={self.searches} must be at least 1: they are counts")
+        refuse_draws(self)
         if self.step_size <= 0 or self.first <= 0:
             raise ValueError(f"step_size={self.step_size:g} and first={self.first:g} must be positive")
         if self.confidence < 0:
@@ -58,7 +61,7 @@ class _Hinged(NearestAttack):
         key = key if key.row is not None else key.rows(torch.arange(len(images), device=images.device))
         with measuring(network, key):
             with torch.no_grad():
-                logits = network(images)
+                logits = answer(network, images, self.draws)
             goals = wrong_classes(key.of("goal"), labels, logits.shape[1]) if self.targeted else None
             search = _Search(network, self, images, labels, goals, within)
             search.fallen = correct(logits, labels) == 0
@@ -82,7 +85,7 @@ class CarliniWagner(_Hinged):
     authors' code; unlike there, an image stops by its own loss, not by the batch's, and distances are from the image
     itself, not from its tanh.
 
-    Costs at most 2 searches steps + 2 forwards.
+    Costs at most (2 searches steps + 1) draws + 1 forwards.
     """
 
     sets_aside = True
@@ -102,7 +105,7 @@ class CarliniWagner(_Hinged):
         return "cw"
 
     def cost(self) -> float:
-        return 2 * self.searches * self.steps + 2
+        return (2 * self.searches * self.steps + 1) * self.draws + 1
 
     def _walk(self, images: Tensor, c: Tensor) -> _Walk:
         return _Tanh(images, c, self.confidence, self.step_size)
@@ -124,7 +127,7 @@ class ElasticNet(_Hinged):
     EN) or ||.||_1 (rule L1) is kept. Chen et al. 2018 (arXiv 1709.04114, eq. 4 to 7 and algorithm 1); the threshold is
     beta whatever the step, as there.
 
-    Costs at most 3 searches steps + 2 forwards.
+    Costs at most (3 searches steps + 1) draws + 1 forwards.
     """
 
     beta: float = 1e-3  # the threshold of the shrinkage, and the weight of the L1 norm in rule EN
@@ -149,7 +152,7 @@ class ElasticNet(_Hinged):
         return f"ead-{self.rule.lower()}"
 
     def cost(self) -> float:
-        return 3 * self.searches * self.steps + 2
+        return (3 * self.searches * self.steps + 1) * self.draws + 1
 
     def _walk(self, images: Tensor, c: Tensor) -> _Walk:
         return _Shrinking(images, c, self.confidence, self.step_size, self.steps, self.beta)
@@ -220,7 +223,7 @@ class _Search:
 
     def _sight(self, rows: Tensor) -> _Sight:
         goals = None if self.goals is None else self.goals[rows]
-        return _Sight(self.network, rows, self.labels[rows], goals, self.attack.confidence)
+        return _Sight(self.network, rows, self.labels[rows], goals, self.attack.confidence, self.attack.draws)
 
 
 @dataclass(frozen=True)
@@ -232,12 +235,13 @@ class _Sight:
     labels: Tensor
     goals: Tensor | None
     confidence: float
+    draws: int
 
     def __call__(self, points: Tensor, gradient: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """(g [b], its gradient [b, ...] or zeros, fooled [b])."""
         with torch.set_grad_enabled(gradient), some(self.network, self.rows):
             points = points.detach().requires_grad_(gradient)
-            logits = full(self.network(points))
+            logits = answer(self.network, points, self.draws)
             gap = margin(logits, self.labels) if self.goals is None else -margin(logits, self.goals)
             slope = sloped(torch.autograd.grad(gap.sum(), points)[0]) if gradient else torch.zeros_like(points)
         gap, beyond = gap.detach(), self.confidence + SLACK * logits.detach().abs().amax(1)

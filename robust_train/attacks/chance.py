@@ -49,6 +49,23 @@ def passes(network: Any) -> int:
     return PASSES if isinstance(network, Moded) and network.by_chance else 1
 
 
+def answer(network: Any, points: Tensor, draws: int = 1) -> Tensor:
+    """Mean logits [b, C] of so many passes, with whatever graph there is: what a search that reads logits decides by.
+
+    One pass of a network with noise leads it by luck. All the graphs are held at once. Costs `draws` forwards.
+    """
+    first = full(network(points))
+    if draws == 1:
+        return first
+    return torch.stack([first, *(full(network(points)) for _ in range(draws - 1))]).mean(0)
+
+
+def refuse_draws(attack: Any) -> None:
+    """ValueError for fewer draws than one."""
+    if attack.draws < 1:
+        raise ValueError(f"draws={attack.draws} must be at least 1: it counts the passes averaged a look")
+
+
 def judged(network: Any, points: Tensor, targets: Tensor, key: Key, count: int) -> tuple[Tensor, Tensor]:
     """(share of the passes that were right [b], the passes' mean logits [b, C]), without dropout and without a graph.
 

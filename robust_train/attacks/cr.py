@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import sloped
 from robust_train.attacks.sight import Sight
 from robust_train.attacks.standing import Standing
@@ -42,9 +43,9 @@ class CR(Attack):
     is given up early. Unlike in the authors' code any wrong class counts as fooled at every judged point, the last
     point of a try is judged too, and a class that no image is left for does not end the round for those after it.
 
-    Costs at most 23 + rounds classes (2 steps + 11 steps / 30 + 1) forwards, 5,363 as published; in the mean far fewer,
-    since most classes are hopeless and given up after 20 steps. The authors count about 105 forwards and 63 backwards
-    an image on RobustBench's networks for CIFAR-10.
+    Costs at most 23 + rounds classes (2 steps + 11 steps / 30 + 1) forwards, 5,363 as published, the steps' times
+    `draws`; in the mean far fewer, since most classes are hopeless and given up after 20 steps. The authors count about
+    105 forwards and 63 backwards an image on RobustBench's networks for CIFAR-10.
     """
 
     threat: Linf  # where it searches
@@ -53,6 +54,7 @@ class CR(Attack):
     steps: int = 150  # gradients of a try
     period: int = 30  # steps from one widening of the ball to the next
     compact: int = 10  # steps between two packings of the images that still stand
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -64,6 +66,7 @@ class CR(Attack):
         for name, least in (("classes", 1), ("rounds", 1), ("steps", 1), ("period", 3), ("compact", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        refuse_draws(self)
         if self.period % 3:
             raise ValueError(f"period={self.period} is not three equal parts: use a multiple of 3")
 
@@ -74,7 +77,8 @@ class CR(Attack):
     def cost(self) -> float:
         whole, rest = divmod(self.steps, self.period)
         judged = whole * (self.period // 3 + 1) + min(rest, self.period // 3 + 1)
-        return 2 * WARM_UP + 3 + self.rounds * self.classes * (2 * self.steps + judged + 1)
+        tries = self.rounds * self.classes * ((2 * self.steps + judged) * self.draws + 1)
+        return 2 * WARM_UP * self.draws + 3 + tries
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph.
@@ -103,7 +107,7 @@ class CR(Attack):
     def _warmed(self, network: Any, standing: Standing, goal: Goal) -> Tensor:
         """Ascend the goal for a while; [N, classes] the likeliest wrong classes where that ends."""
         eps, key = number(self.threat.eps), standing.key.of("warm-up")
-        see = Sight(network, standing.chunk, standing.chunk_targets, standing.chunk_key, goal)
+        see = Sight(network, standing.chunk, standing.chunk_targets, standing.chunk_key, goal, draws=self.draws)
         images, z = standing.images, self.threat.start(standing.images, key)
         for step in range(WARM_UP):
             point = self.threat.apply(images, z)
@@ -135,7 +139,7 @@ class CR(Attack):
                 z = self.threat.project(images, inner + replace(self.threat, eps=size).start(inner, noise) - images)
             point = self.threat.apply(images, z).requires_grad_()
             with masks(network, "off", standing.key.of("try").at(attempt), step):
-                logits = full(network(point))
+                logits = answer(network, point, self.draws)
             own, other = (logits.gather(1, which[:, None]).squeeze(1) for which in (standing.labels, climb.goals))
             (slope,) = torch.autograd.grad((other - own).sum(), point)
             climb = replace(climb, z=ball.step(images, z, sloped(slope), size))
@@ -144,7 +148,7 @@ class CR(Attack):
             if place <= third:  # the gradient was taken outside the true ball
                 point = self.threat.apply(images, climb.z.clamp(-eps, eps))
                 with masks(network, "off", standing.key.of("try").at(attempt), step), torch.no_grad():
-                    logits = full(network(point))
+                    logits = answer(network, point, self.draws)
                 judged = margin(logits, standing.labels)
             near.index_add_(0, standing.row, ((judged < NEAR) & standing.real).to(near.dtype))
             standing.note(correct(logits, standing.labels) == 0, point)

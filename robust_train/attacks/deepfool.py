@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import some
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import sloped, wide
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring
 from robust_train.keyed import Key
-from robust_train.losses import correct, full, labels_of
+from robust_train.losses import correct, labels_of
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
 
@@ -32,13 +33,14 @@ class DeepFool(NearestAttack):
     the last; unlike theirs, points stay in [0, 1], and a step is at least 1e-4 long where theirs adds as much. Quick,
     and an upper bound only: linear faces are met exactly, curved ones by the path that led there.
 
-    Costs at most steps candidates + 1 forwards; an image that has fallen is set aside.
+    Costs at most steps candidates draws + 1 forwards; an image that has fallen is set aside.
     """
 
     threat: Ball  # l2 or linf, whose norm is made small
     steps: int  # linearisations per image at most; the authors' code takes 50
     candidates: int = 10  # classes looked at, the clean image's likeliest first, its own among them
     overshoot: float = 0.02  # eta: how much further than the face
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -51,6 +53,7 @@ class DeepFool(NearestAttack):
             raise ValueError(f"threat={self.threat.use}: DeepFool's steps are those of l2 or linf; give one of them")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1: it counts linearisations")
+        refuse_draws(self)
         if self.candidates < 2:
             raise ValueError(f"candidates={self.candidates} must be at least 2: the image's own class is one of them")
         if self.overshoot < 0:
@@ -61,7 +64,7 @@ class DeepFool(NearestAttack):
         return "deepfool"
 
     def cost(self) -> float:
-        return self.steps * self.candidates + 1
+        return self.steps * self.candidates * self.draws + 1
 
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """The first point on each image's path that fools."""
@@ -74,7 +77,7 @@ class DeepFool(NearestAttack):
             for _ in range(self.steps):
                 point = points[rows].detach().requires_grad_()
                 with some(network, rows):
-                    logits = full(network(point))
+                    logits = answer(network, point, self.draws)
                 if others is None:
                     others = _rivals(logits.detach(), labels, self.candidates)
                 standing = (correct(logits, labels[rows]) == 1).nonzero().flatten()

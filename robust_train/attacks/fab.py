@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, masks
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import Towards, aimed, classes_of, sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured
 from robust_train.attacks.sight import refuse
 from robust_train.attacks.standing import Standing
 from robust_train.keyed import Key, normal, uniform
-from robust_train.losses import correct, full
+from robust_train.losses import correct
 from robust_train.nouns import Goal, number
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
@@ -43,7 +44,7 @@ class FAB(NearestAttack):
     stands still, which stops L2 and L1 on a saturated network.
 
     Called, or by `search`, it looks within eps; by `nearest` anywhere. Costs at most 1 + restarts T (3 steps + 1), and
-    with T = 0 and K classes 1 + restarts ((K + 1) steps + 1).
+    with T = 0 and K classes 1 + restarts ((K + 1) steps + 1), the steps' times `draws`.
     """
 
     threat: Ball  # whose norm is made small, and within whose eps a point counts
@@ -52,6 +53,7 @@ class FAB(NearestAttack):
     restarts: int = 1  # runs for each target; all but the first start at random
     towards: Towards = None  # in the place of targets: a class, or one for each image
     compact: int = 10  # steps between two packings of the images that still stand
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     usual_steps = 100
@@ -67,6 +69,7 @@ class FAB(NearestAttack):
         for name, least in (("steps", 1), ("targets", 0), ("restarts", 1), ("compact", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        refuse_draws(self)
         if self.towards is not None:
             object.__setattr__(self, "towards", classes_of(self.towards))
             if self.targets:
@@ -79,7 +82,8 @@ class FAB(NearestAttack):
 
     def cost(self) -> float:
         """For ten classes where `targets` is 0."""
-        run = 3 * self.steps + 1 if self.targets or self.towards is not None else 11 * self.steps + 1
+        aimed = self.targets or self.towards is not None
+        run = (3 if aimed else 11) * self.steps * self.draws + 1
         return 1 + self.restarts * max(1, self.targets) * run
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
@@ -158,9 +162,9 @@ class FAB(NearestAttack):
         shape = standing.images.shape[1:]
         for step in range(self.steps):
             with masks(network, "off", standing.key, step):
-                point = self._moved(walk, *_boundary(network, walk, shape, self.threat.use))
+                point = self._moved(walk, *_boundary(network, walk, shape, self.threat.use, self.draws))
                 with torch.no_grad():
-                    logits = network(point.view(-1, *shape))
+                    logits = answer(network, point.view(-1, *shape), self.draws)
                     fooled = correct(logits, walk.labels) == 0
                     if self.towards is not None and walk.goals is not None:
                         fooled = correct(logits, walk.goals) == 1
@@ -203,10 +207,10 @@ class _Approach:
     distance: Tensor  # [b] there; inf where there is none
 
 
-def _boundary(network: Any, walk: _Approach, shape: torch.Size, norm: str) -> tuple[Tensor, Tensor]:
+def _boundary(network: Any, walk: _Approach, shape: torch.Size, norm: str, draws: int) -> tuple[Tensor, Tensor]:
     """g = z_t - z_y [b] and its gradient [b, D] at the points, for the goals t or the classes that seem the nearest."""
     point = walk.point.view(-1, *shape).requires_grad_()
-    logits = full(network(point))
+    logits = answer(network, point, draws)
     own = logits.gather(1, walk.labels[:, None])
     if walk.goals is not None:
         gap = (logits.gather(1, walk.goals[:, None]) - own).squeeze(1)

@@ -40,7 +40,7 @@ class HopSkipJump(NearestAttack):
     1904.02144, algorithms 1 and 2). The nearest point seen is kept, where theirs keeps the last.
 
     Reads the network's decisions only. Costs at most tries + the queries of its estimates + steps (30 + bisections) + 5
-    forwards.
+    forwards, each query `draws`.
     """
 
     threat: Ball  # l2 or linf, whose norm is made small
@@ -48,6 +48,7 @@ class HopSkipJump(NearestAttack):
     first: int = 100  # B_0: queries of the first estimate
     most: int = 10000  # queries of an estimate at most
     tries: int = 100  # uniform images to start from
+    draws: int = 1  # passes that vote on a decision, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -58,7 +59,7 @@ class HopSkipJump(NearestAttack):
     def __post_init__(self) -> None:
         if self.threat.use not in ("l2", "linf"):
             raise ValueError(f"threat={self.threat.use}: HopSkipJump's steps are those of l2 or linf; give one of them")
-        for name, least in (("steps", 0), ("first", 2), ("most", 2), ("tries", 1)):
+        for name, least in (("steps", 0), ("first", 2), ("most", 2), ("tries", 1), ("draws", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
@@ -69,21 +70,16 @@ class HopSkipJump(NearestAttack):
     def cost(self) -> float:
         """For an image of 32 x 32 x 3 pixels, whose bisections are 18 or 24 queries each."""
         estimates = sum(self._queries(step) for step in range(1, self.steps + 1))
-        return (
-            self.tries
-            + estimates
-            + self.steps * SHRINKINGS
-            + (self.steps + 1) * self._halvings(3072)
-            + 2
-            + len(FARTHER)
-        )
+        bisections = (self.steps + 1) * self._halvings(3072)
+        queries = self.tries + estimates + self.steps * SHRINKINGS + bisections + 1 + len(FARTHER)
+        return queries * self.draws + 1
 
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """The nearest point on each image's walk that fools."""
         key = key.naming(images)
         points, distance = images.clone(), images.new_full((len(images),), torch.inf)
         with measuring(network, key), torch.no_grad():
-            oracle = _Oracle(network, targets, key.of("noise"))
+            oracle = _Oracle(network, targets, key.of("noise"), self.draws)
             fools, every = oracle.fools, torch.arange(len(images), device=images.device)
             rows, walking = self._started(images, key, fools)
             oracle.stage("clean")
@@ -183,8 +179,8 @@ class HopSkipJump(NearestAttack):
 class _Oracle:
     """The network's decisions. Noise goes by the row and by the number of its query in a stage, whoever else asks."""
 
-    def __init__(self, network: Any, targets: Tensor, key: Key) -> None:
-        self.network, self.targets, self.key = network, targets, key
+    def __init__(self, network: Any, targets: Tensor, key: Key, draws: int) -> None:
+        self.network, self.targets, self.key, self.draws = network, targets, key, draws
         self.stage("start")
 
     def stage(self, name: str, step: int = 0) -> None:
@@ -192,10 +188,11 @@ class _Oracle:
         self.own, self.asked = self.key.of(name).at(step), 0
 
     def fools(self, at: Tensor, rows: Tensor) -> Tensor:
-        """[b] bool: whether points of these images fool."""
+        """[b] bool: whether points of these images fool, in most of the draws."""
         with masks(self.network, "off", self.own[rows], self.asked):
             self.asked += 1
-            return correct(self.network(at), self.targets[rows]) == 0
+            votes = [correct(self.network(at), self.targets[rows]) for _ in range(self.draws)]
+            return torch.stack(votes).mean(0) < 0.5
 
 
 def outward(points: Tensor, spread: Tensor, directions: Iterable[Tensor], fools: Callable[[Tensor], Tensor]) -> Tensor:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from robust_train.attacks.attacked import attacked, exactly, masks
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import wrong_classes
 from robust_train.attacks.sight import refuse
 from robust_train.keyed import Key
-from robust_train.losses import full, labels_of
+from robust_train.losses import labels_of
 from robust_train.nouns import Attack, Goal, number
 from robust_train.read.registry import attacks
 from robust_train.threats.pixels import L0, places
@@ -32,7 +33,7 @@ class JSMA(Attack):
     untargeted: Wiyatno and Xu 2018 (arXiv 1808.07945). Gradients are those of the logits, not of probabilities. Two
     features at once compare all pairs: D^2 numbers an image of D features; take together=1 for large images.
 
-    Costs at most 3 steps forwards; an image that is fooled is set aside.
+    Costs at most 3 steps draws forwards; an image that is fooled is set aside.
     """
 
     threat: L0  # how many pixels may change: gamma times the image's
@@ -40,6 +41,7 @@ class JSMA(Attack):
     theta: float = 1.0  # what a chosen feature is moved by; 1 to white, -1 to black
     together: Literal[1, 2] = 2  # features moved a step
     towards: Literal["away", "likeliest", "random"] = "away"  # from the label, or to a wrong class
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -50,6 +52,7 @@ class JSMA(Attack):
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps={self.steps} must not be negative: it counts saliency maps")
+        refuse_draws(self)
         if not 0 < abs(self.theta) <= 1:
             raise ValueError(f"theta={self.theta:g} must move a feature by at most 1, up or down: use 1 or -1")
 
@@ -58,7 +61,7 @@ class JSMA(Attack):
         return "jsma"
 
     def cost(self) -> float:
-        return 3 * self.steps
+        return 3 * self.steps * self.draws
 
     def __call__(self, network: Any, images: Tensor, targets: Tensor, key: Key, goal: Goal | None = None) -> Tensor:
         """Adversarial images [B, ...] in [0, 1], inside the threat model, without a graph.
@@ -74,7 +77,7 @@ class JSMA(Attack):
             for step in range(self.steps):
                 point = points[rows].requires_grad_()
                 with masks(network, "off", key[rows], step):
-                    logits = full(network(point))
+                    logits = answer(network, point, self.draws)
                 if goals is None:
                     goals = self._goals(logits.detach(), labels, key)
                 standing = (~self._done(logits, goals[rows])).nonzero().flatten()

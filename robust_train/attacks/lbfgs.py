@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_train.attacks.attacked import noised
+from robust_train.attacks.chance import answer, refuse_draws
 from robust_train.attacks.given import sloped
 from robust_train.attacks.nearest import Nearest, NearestAttack, measured, measuring, wrong_classes
 from robust_train.keyed import Key
-from robust_train.losses import correct, cross_entropy, full, labels_of
+from robust_train.losses import correct, cross_entropy, labels_of
 from robust_train.models.foreign import Foreign
 from robust_train.read.registry import attacks
 from robust_train.threats.ball import Ball
@@ -39,13 +40,14 @@ class LBFGS(NearestAttack):
     the network (in float32 its line search gives up); whether a point lands is the network's own word. A function that
     is no module is taken in the images' precision.
 
-    Costs about 2 steps + 1 forwards a solve, with max(1, targets) (13 + bisections) solves at most; few images.
+    Costs about (2 steps + 1) draws forwards a solve, with max(1, targets) (13 + bisections) solves at most; few images.
     """
 
     threat: Ball  # l2, whose norm is made small
     steps: int = 100  # gradients of a solve; SciPy may end its last line search beyond them
     bisections: int = 10  # solves between a kappa that lands and one that does not
     targets: int = 0  # 0: a wrong class drawn for each image; else so many of the likeliest ones, the nearest kept
+    draws: int = 1  # passes averaged a look, over the network's own randomness: 20 where it draws noise
 
     sets_aside = True
     examples = """
@@ -58,6 +60,7 @@ class LBFGS(NearestAttack):
             raise ValueError(f"threat={self.threat.use}: lbfgs makes the L2 norm small; give it l2")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1: it counts the gradients of a solve")
+        refuse_draws(self)
         if self.bisections < 0 or self.targets < 0:
             raise ValueError(f"bisections={self.bisections} and targets={self.targets} must not be negative")
 
@@ -66,7 +69,7 @@ class LBFGS(NearestAttack):
         return "lbfgs"
 
     def cost(self) -> float:
-        return max(1, self.targets) * (13 + self.bisections) * (2 * self.steps + 1) + 2
+        return max(1, self.targets) * (13 + self.bisections) * (2 * self.steps + 1) * self.draws + self.draws + 1
 
     def nearest(self, network: Any, images: Tensor, targets: Tensor, key: Key, within: float | None = None) -> Nearest:
         """The nearest points that land on their class, or on the nearest class of those tried."""
@@ -76,13 +79,13 @@ class LBFGS(NearestAttack):
         with measuring(network, key):
             precise = _precise(network)  # held as the network is: frozen, without dropout
             with torch.no_grad():
-                logits = full(network(images))
+                logits = answer(network, images, self.draws)
             goals = self._goals(key, logits, labels)
             for row in (correct(logits, labels) == 1).nonzero().flatten().tolist():
                 nearest = torch.inf
                 own = key[row : row + 1].of("image")
                 for goal in goals[row].split(1):
-                    solver = _Solver(network, precise, images[row : row + 1], goal, self.steps)
+                    solver = _Solver(network, precise, images[row : row + 1], goal, self.steps, self.draws)
                     with noised(network, own), nullcontext() if precise is network else noised(precise, own):
                         solver.search(self.bisections, near, nearest)
                     if solver.distance < nearest:
@@ -102,8 +105,9 @@ class LBFGS(NearestAttack):
 class _Solver:
     """The search for the least kappa that lands one image on one class."""
 
-    def __init__(self, network: Any, precise: Any, image: Tensor, goal: Tensor, steps: int) -> None:
+    def __init__(self, network: Any, precise: Any, image: Tensor, goal: Tensor, steps: int, draws: int) -> None:
         self.network, self.precise, self.image, self.goal, self.steps = network, precise, image, goal, steps
+        self.draws = draws
         self.start = image.detach().double().flatten().cpu().numpy()
         self.dtype = image.dtype if precise is network else torch.float64
         self.point, self.distance = image, float(np.inf)  # the nearest that landed
@@ -146,7 +150,7 @@ class _Solver:
         )
         point = torch.from_numpy(solved.x).to(self.image).view_as(self.image)
         with torch.no_grad():
-            landed = correct(full(self.network(point)), self.goal) == 1
+            landed = correct(answer(self.network, point, self.draws), self.goal) == 1
         self.moved = float((point - self.image).double().norm())
         if landed.item() and self.moved < self.distance:
             self.point, self.distance = point, self.moved
@@ -155,7 +159,7 @@ class _Solver:
     def _value(self, place: np.ndarray, kappa: float) -> tuple[float, np.ndarray]:
         """||r||_2^2 + kappa H(t, softmax f(x + r)) and its gradient, float64 [n]."""
         point = torch.from_numpy(place).to(self.image.device, self.dtype).view_as(self.image).requires_grad_()
-        loss = cross_entropy(self.precise(point), self.goal).sum()
+        loss = cross_entropy(answer(self.precise, point, self.draws), self.goal).sum()
         slope = sloped(torch.autograd.grad(loss, point)[0])
         moved = place - self.start
         value = float(moved @ moved) + kappa * float(loss.detach())

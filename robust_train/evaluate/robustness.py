@@ -232,7 +232,7 @@ class Robustness(Evaluator):
             return (self._pgd(threat, _eps(threat), self.step_size, self.restarts, stochastic),)
         assert isinstance(threat, Ball)
         if self.attack == "cr":
-            return (CR(threat),)  # type: ignore[arg-type]
+            return (CR(threat, draws=DRAWS if stochastic else 1),)  # type: ignore[arg-type]
         if self.attack.startswith("autoattack"):
             version = "rand" if stochastic else self.attack.partition("-")[2] or "standard"
             return AutoAttack(threat, version).members(classes)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 
 from robust_train.attacks.apgd import APGD
 from robust_train.attacks.autoattack import AutoAttack
+from robust_train.attacks.carlini import CarliniWagner, ElasticNet
 from robust_train.attacks.chance import PASSES, Chancy, passes
 from robust_train.attacks.combine import Restarts, WorstOf
+from robust_train.attacks.cr import CR
+from robust_train.attacks.deepfool import DeepFool
+from robust_train.attacks.fab import FAB
+from robust_train.attacks.hopskipjump import HopSkipJump
+from robust_train.attacks.jsma import JSMA
+from robust_train.attacks.lbfgs import LBFGS
 from robust_train.attacks.pgd import PGD
 from robust_train.attacks.queries import SPSA
 from robust_train.attacks.square import Square
@@ -21,8 +29,10 @@ from robust_train.keyed import Key
 from robust_train.keyed.noise import KeyedNoise
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch
+from robust_train.threats.l1 import L1
 from robust_train.threats.l2 import L2
 from robust_train.threats.linf import Linf
+from robust_train.threats.pixels import L0
 
 COUNT, EPS, SIGMA = 2000, 0.05, 0.1
 W = torch.tensor([3.0, -4.0], dtype=torch.float64)
@@ -220,3 +230,53 @@ def test_a_trial_s_cost_counts_the_passes_of_its_verdicts() -> None:
     assert Trial("a", attack).cost() == attack.cost() + 1
     assert Trial("a", attack).cost(50) == attack.cost() + 300 + 100
     assert Trial("a", PGD(Linf(EPS), 2, 0.1)).cost(50) == 4 + 100
+
+
+def test_deepfool_by_means_of_draws_leaves_no_image_to_one_unlucky_draw() -> None:
+    """p0 = .618 at m = .15: one clean draw takes 38 % for wrong and leaves them where they are, a mean of 100 none."""
+    network, batch = network_of(0.15), batch_of(100)
+    stayed = {}
+    for draws in (1, 100):
+        attack = DeepFool(L2(EPS), steps=3, candidates=2, overshoot=1.0, draws=draws)
+        points = attack(network, batch.images, batch.targets, Key(1).rows(batch.sample))
+        stayed[draws] = float((points == batch.images).flatten(1).all(1).float().mean())
+    assert stayed[1] > 0.25
+    assert stayed[100] < 0.2
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        CR(Linf(EPS), classes=1, rounds=1, steps=6, period=3),
+        FAB(Linf(EPS), 3, targets=1),
+        FAB(L2(EPS), 3),
+        DeepFool(L2(EPS), 2),
+        CarliniWagner(L2(EPS), 12, searches=2, first=1.0),
+        ElasticNet(L1(0.1), 4, searches=2, first=1.0),
+        LBFGS(L2(EPS), 3, bisections=0, targets=1),
+        JSMA(L0(1), 2, together=1),
+        HopSkipJump(L2(EPS), 1, first=6),
+    ],
+    ids=lambda attack: attack.label,
+)
+def test_every_look_of_a_search_is_a_mean_of_so_many_draws(attack: Attack) -> None:
+    """Without noise they are the same point; each look costs three forwards for one, each verdict one as before."""
+    network, batch, counted = network_of(0.2), batch_of(3), {}
+    handle = network.model.register_forward_hook(lambda *_: seen.append(1))
+    found = []
+    with network.noise(mode="off"):
+        for draws in (1, 3):
+            seen: list[int] = []
+            tried = replace(attack, draws=draws)
+            found.append(tried(network, batch.images, batch.targets, Key(1).rows(batch.sample)))
+            counted[draws] = len(seen)
+            assert tried.cost() > attack.cost() or draws == 1
+    handle.remove()
+    assert torch.allclose(*found, atol=1e-9)
+    # no feature helps one class and harms the others here, so jsma looks and stays
+    assert torch.equal(found[0], batch.images) is isinstance(attack, JSMA)
+    verdicts = (3 * counted[1] - counted[3]) / 2  # of n looks and v verdicts there are n + v, and 3 n + v
+    assert verdicts in (0, 1, 2, 3, 4, 5)
+    assert counted[3] >= 2 * counted[1]
+    with pytest.raises(ValueError, match="draws=0"):
+        replace(attack, draws=0)
