@@ -14,6 +14,7 @@ PROGRAMS = {
     "robust-doctor": "launch.doctor",
     "robust-eval": "tools.eval",
     "robust-compare": "tools.compare",
+    "robust-report": "tools.report",
     "robust-convert": "tools.convert",
     "robust-ensemble": "tools.ensemble",
     "robust-transform": "tools.transform",

@@ -138,8 +138,12 @@ def differences(one: Training, base: str | None, first: Training) -> tuple[str, 
         return str(branch), difference(_plain(load_tree(said), own), own)
     if one is not first:
         return first.name, difference(_plain(first.tree, own), own)
-    usual = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(Run)
-             if f.default is not MISSING or f.default_factory is not MISSING}  # fmt: skip
+    usual: dict[str, Any] = {}
+    for f in fields(Run):
+        if f.default is not MISSING:
+            usual[f.name] = f.default
+        elif f.default_factory is not MISSING:
+            usual[f.name] = f.default_factory()
     return "the defaults of every field", difference(_plain(load_tree_of(usual), own), own)
 
 
