@@ -48,7 +48,8 @@ def train_in_a_sweeps_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def train_in_a_ray_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepspeed, "DeepSpeedEngine", PlainEngine)
-    monkeypatch.setattr(cluster, "speaking", lambda *_: nullcontext())
+    for heard in ("speaking", "obeying"):
+        monkeypatch.setattr(cluster, heard, lambda *_: nullcontext())
     cluster.do(toy_run(Plain(), folder), None, None)  # type: ignore[arg-type]
 
 

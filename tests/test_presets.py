@@ -17,12 +17,12 @@ from torch.testing import assert_close
 from robust_train.attacks.fgsm import NFGSM
 from robust_train.command import here
 from robust_train.engines.division import micro_batch_size
-from robust_train.job import FREE
 from robust_train.keyed import Key
 from robust_train.launch.distill import Distillation
 from robust_train.launch.sweep import Sweep
 from robust_train.models.network import Network
 from robust_train.nouns import Batch, State, at
+from robust_train.ownership import FREE
 from robust_train.read.parse import difference
 from robust_train.run import Run
 from robust_train.threats.l1 import L1
