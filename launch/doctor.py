@@ -227,6 +227,7 @@ def reduced() -> Line:
     """An all-reduce of two processes, as far apart as the cluster allows: nccl where both have a GPU, else gloo."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     gpu = sum(node["Resources"].get("GPU", 0) for node in alive()) >= 2
     cpus = sum(node["Resources"].get("CPU", 0) for node in alive())
@@ -239,7 +240,7 @@ def reduced() -> Line:
         said = []
         for rank in (0, 1):
             options: Any = {"num_cpus": share["CPU"], "num_gpus": share.get("GPU", 0)}
-            options |= {"placement_group": group, "placement_group_bundle_index": rank}
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
             process: Any = ray.remote(**options)(_reduce)
             said.append(process.remote(rank, meeting, gpu))
         found = ray.get(said, timeout=PATIENCE)

@@ -44,14 +44,14 @@ def test_the_least_perturbation_of_two_linear_classes():
 @pytest.mark.parametrize(("c", "lands"), [(2.4, True), (2.6, False)])
 def test_with_c_on_the_distance_the_class_flips_at_c_of_five_halves(c, lands):
     """c ||r||^2 + CE: 2 c r = -1 at the boundary, where the class has probability 1/2 and slope 2."""
-    solver = _Solver(two_classes, two_classes, IMAGE, torch.tensor([1]), 100)
+    solver = _Solver(two_classes, two_classes, IMAGE, torch.tensor([1]), 100, 1)
     assert solver._lands(math.log10(1 / c)) is lands
 
 
 def test_what_is_minimised_has_the_gradient_that_the_solver_is_told():
     """By central differences of ||r||^2 + kappa CE, at a point away from the image."""
     network, images, labels = some(1, nn.Linear(16, 30), nn.Tanh(), nn.Linear(30, 4))
-    solver = _Solver(network, network, images, (labels + 1) % 4, 100)
+    solver = _Solver(network, network, images, (labels + 1) % 4, 100, 1)
     place = solver.start * 0.7 + 0.1
     value, slope = solver._value(place, 3.0)
     logits = network(torch.from_numpy(place).view(1, 1, 4, 4)).detach()
@@ -71,7 +71,7 @@ def test_what_lands_for_one_kappa_lands_for_every_larger_one():
     goals = wrong_classes(KEY.of("goal"), labels, 4)
     landed = []
     for image, goal in zip(images.split(1), goals.split(1), strict=True):
-        solver = _Solver(network, network, image, goal, 100)
+        solver = _Solver(network, network, image, goal, 100, 1)
         landed.append([solver._lands(power) for power in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0)])
     assert all(row == sorted(row) for row in landed)
     assert len({sum(row) for row in landed}) > 1  # else this shows nothing

@@ -62,6 +62,7 @@ def test_a_rank_that_is_killed_costs_time_and_no_byte(undisturbed: Path, tmp_pat
     assert "Traceback" not in run.err
 
 
+@pytest.mark.long
 def test_a_launcher_that_is_killed_leaves_nothing_running_and_its_command_goes_on(
     undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     head: Head, tree: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

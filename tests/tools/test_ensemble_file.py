@@ -54,6 +54,11 @@ def made(study: Path, *words: str, members: tuple[str, ...] = ("trained", "resne
     return study / name
 
 
+def noted(subject: Subject) -> list[str]:
+    """What is noted of a subject, but for what its pixels went through."""
+    return [note for note in shared.of_subject(subject, None, subject.images()) if not note.startswith("pixels:")]
+
+
 def report(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -106,10 +111,10 @@ def test_images_that_a_member_has_seen_are_noted_and_those_of_an_evaluation_too(
     said = capsys.readouterr().out
     assert said.count("was trained or validated on images of digits-validation-000000.tar") == 2
     subject = Subject(str(path))
-    (note,) = shared.of_subject(subject, None, subject.images())
+    (note,) = noted(subject)
     assert "weights were fitted on images of these shards" in note
     other = Subject(str(path), data=shards(study, "train"))
-    assert shared.of_subject(other, None, other.images()) == []
+    assert noted(other) == []
     silent = saved(study / "silent", CNN, Shards("/nowhere/*.tar", 10, 32, channels=1))
     assert tools_ensemble.seen_before([str(silent)], {"a.tar": "00"}) == [
         f"{silent} does not say what it was trained on: whether these images are new to it is open"
@@ -188,7 +193,7 @@ def test_a_member_that_was_picked_as_its_runs_best_is_noted(study):
     (study / "resnet" / "checkpoints" / "best.json").write_text(json.dumps(best), encoding="utf-8")
     assert Subject(str(path)).picked
     assert not Subject(str(path), data=shards(study)).picked
-    (note,) = shared.of_subject(Subject(str(path)), None, Subject(str(path)).images())
+    (note,) = noted(Subject(str(path)))
     assert "a member's checkpoint was picked as the run's best" in note
 
 

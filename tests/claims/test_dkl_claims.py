@@ -1,6 +1,6 @@
 """KL taken apart in miniature: IKL beside TRADES. [docs/methods/dkl.md]
 
-The figures are in the page: `python tests/claims/test_dkl.py` measures them.
+The figures are in the page: `python tests/claims/test_dkl_claims.py` measures them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Weights by information in miniature, beside their shuffled control. [docs/methods/infoat.md]
 
-The figures are in the page: `python tests/claims/test_infoat.py` measures them. The card finds no effect beyond
+The figures are in the page: `python tests/claims/test_infoat_claims.py` measures them. The card finds no effect beyond
 noise on digits; what is shown is that information equals its shuffled control, and does no harm.
 """
 

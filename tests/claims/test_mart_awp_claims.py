@@ -1,6 +1,6 @@
 """MART, perturbed weights, free training and aligned gradients in miniature. [docs/methods/mart-awp.md]
 
-The figures are in the page: `python tests/claims/test_mart_awp.py` measures them.
+The figures are in the page: `python tests/claims/test_mart_awp_claims.py` measures them.
 """
 
 from __future__ import annotations
