@@ -1,8 +1,8 @@
 """An adversary of the weights in miniature, beside AWP. [docs/methods/weight-adversary.md]
 
-The figures are in the page: `python tests/claims/test_weight_adversary_claims.py` measures them. The card, 2 to 3
-seeds, clean; mismatch at 0.7; worst weights at 0.1: standard .987; .813; .185; forward noise .986; .871; .267; beta 0.1 .986;
-.931; .796.
+The figures are in the page: `python tests/claims/test_weight_adversary_claims.py` measures them.
+The card, 2 to 3 seeds, clean; mismatch at 0.7; worst weights at 0.1: standard .987; .813; .185; forward noise .986;
+.871; .267; beta 0.1 .986; .931; .796.
 """
 
 from __future__ import annotations
