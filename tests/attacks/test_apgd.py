@@ -237,6 +237,20 @@ def test_a_run_costs_two_forwards_a_step_and_an_image_that_falls_costs_no_more()
     assert network.seen < 40 * 15, "all fall at once and are set aside at the first packing"
 
 
+def test_every_step_looks_as_often_as_eot_says() -> None:
+    """Judging, towards classes and in training: (steps + 1) eot forwards of what stands."""
+    images, labels = images_of(40)
+    for attack in (APGD(Linf(1e-4), 5, eot=3), APGD(Linf(1e-4), 5, targets=2, eot=3)):
+        network = ManyClasses()
+        right = int(correct(network(images), labels).sum())
+        network.seen = 0
+        attack(network, images, labels, KEY)
+        assert network.seen == 40 + max(1, attack.targets) * right * ((5 + 1) * 3 + 1)
+    network.seen = 0
+    APGD(Linf(1e-4), 5, eot=3, keep="best")(network, images, labels, KEY)
+    assert network.seen == 40 * (5 + 1) * 3
+
+
 def test_in_training_it_reads_nothing_from_the_device_and_keeps_its_size() -> None:
     """keep "best": 2 steps + 1 forward passes of all images, whatever falls."""
     network, attack = small().float(), APGD(Linf(0.1), 2, keep="best")
