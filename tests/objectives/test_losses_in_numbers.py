@@ -15,7 +15,7 @@ from robust_train.attacks.msd import MSD
 from robust_train.attacks.pgd import PGD
 from robust_train.data.mix import Mix
 from robust_train.keyed import Key
-from robust_train.losses import cross_entropy, kl
+from robust_train.losses import correct, cross_entropy, kl
 from robust_train.models.network import Network
 from robust_train.nouns import Attack, Batch, Raising, State
 from robust_train.objectives.generalized import RIGHT, SEEN, Generalized
@@ -80,6 +80,13 @@ def test_trades_is_the_sum_of_the_paper(clean, attacked, ce, divergence, total):
     assert_close(loss.metrics["loss/clean"], torch.tensor(ce).double(), rtol=0, atol=1e-6)
     assert_close(loss.metrics["loss/kl"], torch.tensor(divergence).double(), rtol=0, atol=1e-6)
     assert_close(loss.total, torch.tensor(total).double(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("said", [float("nan"), float("inf"), -float("inf")])
+def test_an_answer_that_is_no_number_is_wrong(said):
+    """argmax takes NaN for the largest: of class 0 it would be right."""
+    logits = torch.tensor([[said, 0.0, 1.0], [said, 0.0, 1.0], [2.0, 0.0, 1.0]])
+    assert correct(logits, torch.tensor([0, 2, 0])).tolist() == [0, 0, 1]
 
 
 def test_a_divergence_is_not_raised_towards_a_class():
