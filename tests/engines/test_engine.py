@@ -78,6 +78,18 @@ def test_the_gradients_norm_is_that_of_autograd(tmp_path: Path) -> None:
     assert line["gradient/norm"] == pytest.approx(float(sum(g.square().sum() for g in gradients) ** 0.5), rel=1e-12)
 
 
+def test_micro_batches_are_averaged_whatever_their_number() -> None:
+    """The step of plain descent, which nothing clips, is that of the whole batch."""
+    found = []
+    for part in (None, 4):
+        run = toy_run(Plain(), updates=2, optimiser=Optimiser("sgd", lr=0.1), engine=Execution(micro_batch=part))
+        engine = PlainEngine(run, dtype=torch.float64)
+        trained(engine)
+        found.append(weights(engine))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-12, msg=name)
+
+
 def test_the_rate_of_each_update_is_recorded_and_used(tmp_path: Path) -> None:
     from robust_train.engines.schedule import Ramp
 

@@ -385,6 +385,14 @@ def test_what_depends_on_its_chunk_is_not_taken_into_another(tmp_path: Path, jud
     assert again.resumed == 0, "pieces that say nothing of their rows"
 
 
+def test_chunks_of_one_number_and_as_many_images_are_told_apart(tmp_path: Path) -> None:
+    """Of 43 images chunk 1 of forty has three, and so has chunk 1 of threes: others."""
+    few = Middling(43)
+    evaluate(replace(PLAN, chunk=40), NETWORKS, few, 5, store=Store(tmp_path, PRINTS))
+    kept = evaluate(replace(PLAN, chunk=3), NETWORKS, few, 5, store=Store(tmp_path, PRINTS))
+    assert same(kept, evaluate(replace(PLAN, chunk=3), NETWORKS, few, 5))
+
+
 def test_chunks_change_no_verdict() -> None:
     """Rows are keyed by their sample: what an image meets does not depend on its neighbours."""
     columns = [found(replace(PLAN, chunk=chunk))["linf/apgd-ce"]["right"] for chunk in (203, 40, 7)]
