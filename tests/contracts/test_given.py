@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from robust_train.attacks.given import counted
 from robust_train.keyed import Key
 from robust_train.read.errors import InputError
 from robust_train.read.registry import attacks
+from robust_train.threats.linf import Linf
 from tests.registered import examples
 
 ATTACKS = {attack.use: attack for attack in reversed(examples(attacks).values())}  # the first example of each
@@ -196,3 +198,13 @@ def test_int32_labels_are_labels() -> None:
     images, labels = some()
     attack = next(iter(ATTACKS.values()))
     assert_close(attack(linear(), images, labels.int(), KEY), attack(linear(), images, labels, KEY))
+
+
+def test_a_point_that_is_not_finite_is_its_image_again_and_is_told() -> None:
+    images = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
+    points = images + 0.05
+    points[1, 0, 0, 0] = float("nan")
+    kept, broken = counted("mine", [Linf(0.1)], images, points)
+    assert broken.tolist() == [False, True, False]
+    assert torch.equal(kept[1], images[1])
+    assert torch.equal(kept[::2], points[::2])
