@@ -58,9 +58,9 @@ class WeightAdversary(Objective):
             )
 
     def __call__(self, network: Any, batch: Batch, key: Key, state: State) -> Loss:
-        plain, key = getattr(network, "plain", network), key.naming(batch.images)
+        key = key.naming(batch.images)
         parts = [slice(first, first + self.group) for first in range(0, len(batch), self.group)]
-        found = [self._of(plain, batch.images[rows], key[rows]) for rows in parts]
+        found = [self._of(network, batch.images[rows], key[rows]) for rows in parts]
         clean, noisy, wrong = (torch.cat(logits) for logits in zip(*found, strict=True))
 
         loss = cross_entropy(noisy, batch.targets, self.smoothing).mean()

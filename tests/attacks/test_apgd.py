@@ -270,28 +270,6 @@ def test_a_loss_of_the_callers_is_raised_in_place_of_its_own() -> None:
     assert bool((margin(network(points), labels) > margin(network(images), labels)).all())
 
 
-def test_with_draws_the_gradient_is_their_mean() -> None:
-    """A network that adds noise to its logits: over 64 draws the ascent goes where the quiet one's goes."""
-
-    class Noisy(ManyClasses):
-        def forward(self, images: Tensor) -> Tensor:
-            logits = super().forward(images)
-            return logits + 3 * torch.randn(logits.shape)
-
-    images, labels = images_of(30)
-    quiet = ManyClasses()
-    torch.manual_seed(0)
-    fallen = [
-        int(
-            (
-                correct(quiet(APGD(Linf(0.01), 10, eot=draws, keep="best")(Noisy(), images, labels, KEY)), labels) == 0
-            ).sum()
-        )
-        for draws in (1, 64)
-    ]
-    assert fallen[1] >= fallen[0]
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -24,7 +24,9 @@ def read(name: str) -> dict[str, Any]:
 
 
 def test_ray_up_s_file_is_what_ray_s_own_schema_asks_for() -> None:
-    util = pytest.importorskip("ray.autoscaler._private.util")
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    from ray.autoscaler._private import util  # where Ray has moved it, this fails: it is no reason to skip
+
     util.validate_config(util.prepare_config(read("ray-up.yaml")))
 
 
