@@ -43,8 +43,20 @@ def patiently() -> Iterator[None]:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """SIGTERM is heard while it lasts, in the main thread; elsewhere signals are somebody else's."""
-    _asked.clear()
+    """SIGTERM is heard while it lasts, in the main thread; elsewhere signals are somebody else's.
+
+    What was asked of one run is no question to the next one in this process: it is forgotten when it is over, and not
+    when it begins, for whoever asks a process that is starting means it.
+    """
+    try:
+        with _signals():
+            yield
+    finally:
+        _asked.clear()
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

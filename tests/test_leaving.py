@@ -67,6 +67,7 @@ def test_a_run_that_is_asked_to_leave_ends_its_update_and_goes_on_to_the_same_by
         with pytest.raises(Terminated, match="terminated after update 2, which a checkpoint holds"):
             job.do(asked, PlainEngine, Place())
     assert signal.getsignal(signal.SIGTERM) is before
+    assert not leaving.asked(), "what was asked of this run is no question to the next"
     assert [path.name for path in checkpoint.saved(asked.path)] == ["00000003"]
     job.do(asked, PlainEngine, Place())
     assert (asked.path / "metrics.jsonl").read_bytes() == (alone.path / "metrics.jsonl").read_bytes()
