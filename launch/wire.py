@@ -113,8 +113,11 @@ def speaking(said: Any, terminal: Terminal) -> Iterator[None]:
 
 
 @contextmanager
-def obeying(said: Any, leave: Callable[[], None]) -> Iterator[None]:
-    """`leave` is called where the process that started it is asked to leave, while it lasts."""
+def _looking(name: str, look: Callable[[], bool | None], last: bool = False) -> Iterator[None]:
+    """`look` every PERIOD in a thread while it lasts, until it says True or the cluster is gone; last: once more then.
+
+    What ends a run is said elsewhere, so Ray's errors end the looking in silence.
+    """
     import ray
 
     over = threading.Event()
@@ -122,17 +125,33 @@ def obeying(said: Any, leave: Callable[[], None]) -> Iterator[None]:
     def follow() -> None:
         with suppress(ray.exceptions.RayError):
             while not over.wait(PERIOD):
-                if ray.get(said.leaving.remote()):
-                    leave()
+                if look():
                     return
+            if last:
+                look()
 
-    thread = threading.Thread(target=follow, name="obeying", daemon=True)
+    thread = threading.Thread(target=follow, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join(timeout=5)
+
+
+@contextmanager
+def obeying(said: Any, leave: Callable[[], None]) -> Iterator[None]:
+    """`leave` is called where the process that started it is asked to leave, while it lasts."""
+    import ray
+
+    def asked() -> bool:
+        if not ray.get(said.leaving.remote()):
+            return False
+        leave()
+        return True
+
+    with _looking("obeying", asked):
+        yield
 
 
 @contextmanager
@@ -158,27 +177,16 @@ def listening(said: Any) -> Iterator[None]:
     """What is said appears on this process's stderr while it lasts."""
     import ray
 
-    over = threading.Event()
-
     def show() -> None:
         text = ray.get(said.heard.remote())
         if text:
             sys.stderr.write(text)
             sys.stderr.flush()
 
-    def follow() -> None:
-        with suppress(ray.exceptions.RayError):  # the cluster is gone: what ends the run is said elsewhere
-            while not over.wait(PERIOD):
-                show()
-            show()
-
-    thread = threading.Thread(target=follow, name="listening", daemon=True)
-    thread.start()
     try:
-        yield
+        with _looking("listening", show, last=True):
+            yield
     finally:
-        over.set()
-        thread.join(timeout=5)
         if sys.stderr.isatty():
             sys.stderr.write(SHOW_CURSOR)
 
